@@ -1,0 +1,57 @@
+"""Every error that the testbed raises on purpose.  The tree:
+
+TestbedError            whatever a user can be told in one message
+├── UsageError          a command, method, setting, run or name that does not exist or cannot be combined so
+├── ConfigError         a file of the user: which file, which key, what was expected, what stood there
+├── DataError           a data set that cannot be read, split or used for the task
+├── ModelError          a base model that cannot be read, or whose structure was not found
+├── PlanError           nobody can take part, or too few
+├── LimitError          the memory of a trainer cannot be capped here
+├── DeviceError         a device that cannot be reached or whose agent does not answer
+├── WireError           a frame, file or update that is not what it says it is
+└── StoreError          the results cannot be written or read
+"""
+
+from __future__ import annotations
+
+
+class TestbedError(Exception):
+    """Base of all: its text is a message for the user (state, what was asked, the way out)."""
+
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+
+class UsageError(TestbedError):
+    """A command, method, setting, run or name that does not exist or cannot be combined so."""
+
+
+class ConfigError(TestbedError):
+    """A file of the user: which file, which key, what was expected, what stood there."""
+
+
+class DataError(TestbedError):
+    """A data set that cannot be read, split or used for the task."""
+
+
+class ModelError(TestbedError):
+    """A base model that cannot be read, or whose structure was not found."""
+
+
+class PlanError(TestbedError):
+    """Nobody can take part, or too few."""
+
+
+class LimitError(TestbedError):
+    """The memory of a trainer cannot be capped here."""
+
+
+class DeviceError(TestbedError):
+    """A device that cannot be reached or whose agent does not answer."""
+
+
+class WireError(TestbedError):
+    """A frame, file or update that is not what it says it is."""
+
+
+class StoreError(TestbedError):
+    """The results cannot be written or read."""

@@ -1,0 +1,98 @@
+"""What devices there are: the inventory, its devices, their hardware profiles and budgets.
+
+Nouns only, standard library only; `testbed.config` reads them from YAML and says what is wrong with a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from testbed.errors import UsageError
+
+
+@dataclass(frozen=True)
+class PowerRail:
+    """A power rail by the board's own name, and where it is measured."""
+
+    name: str
+    source: str  # "ina3221", "pmic", …
+
+
+@dataclass(frozen=True)
+class HardwareProfile:
+    """Data about a board's model.  Every byte figure that nobody checked on a board is named in `unverified`."""
+
+    name: str
+    title: str
+    memory_bytes: int
+    usable_memory_bytes: int
+    cores: int
+    architecture: str = "aarch64"
+    accelerator: str | None = None
+    rails: tuple[PowerRail, ...] = ()
+    total_rails: tuple[str, ...] = ()
+    power_modes: tuple[str, ...] = ()
+    cgroup_default: str = "v2"  # "v1", "v2" or "off"
+    peak_source: str = "sampled"
+    swap_default: str = "none"
+    python: str = "3.11"
+    torch_source: str = "cpu"
+    unverified: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may use of a device: the share of the board, in bytes and in cores (None: no quota)."""
+
+    memory_bytes: int
+    cores: float | None = None
+
+
+@dataclass(frozen=True)
+class Device:
+    """One board of the inventory."""
+
+    name: str
+    kind: str
+    profile: HardwareProfile
+    budget: Budget
+    clients: int = 1
+    accelerator: str = "cpu"
+    threads: int = 1
+    tags: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The devices, in the order of the file; names are unique."""
+
+    devices: tuple[Device, ...]
+    source: str = "(in memory)"
+
+    def __iter__(self) -> Iterator[Device]:
+        return iter(self.devices)
+
+    def __len__(self) -> int:
+        return len(self.devices)
+
+    def select(self, only: Iterable[str]) -> Inventory:
+        """The devices that any of the words names, tags or profiles; raises UsageError for a word that fits none."""
+        words = tuple(only)
+        if not words:
+            return self
+        for word in words:
+            if not any(_fits(device, word) for device in self.devices):
+                known = sorted({w for device in self.devices for w in _words(device)})
+                raise UsageError(
+                    f"{self.source}: no device has the name, tag or profile {word!r}; there are {', '.join(known)}"
+                )
+        return replace(self, devices=tuple(d for d in self.devices if any(_fits(d, word) for word in words)))
+
+
+def _words(device: Device) -> set[str]:
+    return {device.name, device.profile.name, *device.tags}
+
+
+def _fits(device: Device, word: str) -> bool:
+    return word in _words(device)

@@ -1,0 +1,270 @@
+"""What a method is: a client half and a server half, in one file and one class.  Nouns; torch only by name.
+
+A method is a frozen dataclass: its fields are its settings, with defaults.  The round loop passes its state through it
+and never looks inside; there is no branch on a method's name anywhere in this package.
+
+    server (controller)                                client (node)
+    start ─► state ─► order ─► jobs  ───────────────►  work(workplace) ─► update
+               ▲                                            │
+               └────────── combine ◄── received ◄───────────┘
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from testbed.model.checkpoint import BaseModel
+    from testbed.model.submodel import Built
+    from testbed.node.workplace import Workplace
+
+CAUSAL_LM = "causal_lm"
+SEQUENCE_CLASSIFICATION = "sequence_classification"
+
+ATTENTION = "attention"
+FEED_FORWARD = "feed_forward"
+PARTS = (ATTENTION, FEED_FORWARD)
+
+RESIDENT = "resident"
+MAPPED = "mapped"
+STREAMED = "streamed"
+HOLDINGS = (RESIDENT, MAPPED, STREAMED)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear map inside a block: y = W x with W of shape (outputs, inputs)."""
+
+    path: str  # inside the block: "self_attn.q_proj"
+    inputs: int
+    outputs: int
+    part: str  # ATTENTION or FEED_FORWARD
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Structure and sizes of a base model, without its weights."""
+
+    architecture: str  # the configuration's model_type
+    config: Mapping[str, Any]  # the Hugging Face configuration, as plain data
+    hidden: int
+    vocabulary: int
+    block_prefix: str  # "model.layers": block p's tensors are named f"{block_prefix}.{p}.…"
+    blocks: tuple[tuple[Linear, ...], ...]  # the linear maps of every block, by position
+    block_elements: tuple[int, ...]  # parameters of every block
+    part_elements: tuple[Mapping[str, int], ...]  # … of its separable parts, by position and part
+    outside_elements: int  # embeddings, final norm and head, tied weights counted once
+    stored_dtype: str = "float32"
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def linear_name(self, position: int, linear: Linear) -> str:
+        """The map's name in the original model: "model.layers.7.self_attn.q_proj"."""
+        return f"{self.block_prefix}.{position}.{linear.path}"
+
+
+@dataclass(frozen=True)
+class Block:
+    """One position of a submodel.  A part that is not kept is the identity (only the residual stream passes)."""
+
+    position: int
+    content: str | None = None  # hash of the weights; None: those of the base model at this position
+    parts: tuple[str, ...] = PARTS
+
+    @property
+    def whole(self) -> bool:
+        return set(self.parts) == set(PARTS)
+
+
+@dataclass(frozen=True)
+class Submodel:
+    """A *description* of the part one client trains: the kept blocks in their original order."""
+
+    blocks: tuple[Block, ...]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        return tuple(block.position for block in self.blocks)
+
+    def keep(self, positions: Sequence[int]) -> Submodel:
+        """The same, with only these positions kept."""
+        wanted = set(positions)
+        return replace(self, blocks=tuple(block for block in self.blocks if block.position in wanted))
+
+    @classmethod
+    def first(cls, count: int) -> Submodel:
+        """The first `count` blocks, whole."""
+        return cls(tuple(Block(position) for position in range(count)))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What passes through a submodel in one local step, and how weights are held: settled by the plan."""
+
+    task: str = SEQUENCE_CLASSIFICATION
+    labels: int = 2
+    batch_size: int = 8
+    length: int = 128
+    dtype: str = "float32"
+    holding: str = RESIDENT
+    checkpointing: bool = False
+    accelerator: str = "cpu"
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """LoRA factors A (rank × inputs) and B (outputs × rank) on linear maps of the kept blocks."""
+
+    rank: int
+    targets: tuple[str, ...]  # last component of the path of each adapted map: ("q_proj", "v_proj")
+    positions: tuple[int, ...] | None = None  # None: on every block of the phase
+    dropout: bool = False
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a job, as the footprint sees it; the prediction is the largest phase, by name."""
+
+    name: str
+    blocks: tuple[Block, ...]
+    batch_size: int
+    length: int
+    backward: bool
+    head: bool = True  # whether logits are computed
+    streamed: bool = False  # blocks held one at a time, whatever the plan's holding
+    lora: LoraShape | None = None
+    writable: tuple[int, ...] = ()  # positions whose base weights are trained too
+    trained_elements: int = 0  # trainable parameters beside LoRA and writable blocks (a new head, adapters)
+    optimizer_slots: int = 2  # per trainable element, fp32 (AdamW: 2)
+    kept_bytes: int = 0  # what the method itself holds on to, by its own arithmetic
+
+
+@dataclass(frozen=True)
+class Client:
+    """One participant's data and share of a budget, as the plan placed it."""
+
+    index: int
+    device: str
+    examples: int
+    submodel: Submodel  # the largest of the method's choices that fits
+    label_counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a method knows between two rounds; checkpointed after each.  `scalars` is JSON."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    scalars: Mapping[str, Any] = field(default_factory=dict)
+    #: Content hash of the block now at each position of the global model; empty: the base model's own.
+    blocks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one client is asked to do this round."""
+
+    client: int
+    submodel: Submodel
+    kind: str = "train"  # the method's own word; a round may be a probe
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    scalars: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor, whole (`ranges` None) or the piece of it that lies in [start, stop) along each axis."""
+
+    tensor: Tensor
+    ranges: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client sends back, and what it keeps for its next job (`state`, private to the node)."""
+
+    tensors: Mapping[str, Part] = field(default_factory=dict)
+    scalars: Mapping[str, Any] = field(default_factory=dict)
+    examples: int = 0
+    state: Mapping[str, Tensor] | None = None
+
+
+class Received(Protocol):
+    """One client's update on the controller: spooled on disk, read tensor by tensor."""
+
+    client: int
+    examples: int
+    scalars: Mapping[str, Any]
+    names: tuple[str, ...]
+
+    def read(self, name: str) -> Part: ...
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model to evaluate or export: which blocks, with which tensors mounted; of one client, or global (None)."""
+
+    submodel: Submodel
+    tensors: Mapping[str, Tensor]
+    client: int | None = None
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Base of every method.  Subclasses are frozen dataclasses whose fields are the settings."""
+
+    #: What the method can be used for; others are refused in the plan.
+    tasks: ClassVar[frozenset[str]] = frozenset({CAUSAL_LM, SEQUENCE_CLASSIFICATION})
+    #: The plan's columns: "LoRA, homogeneous", … as the survey groups them.
+    family: ClassVar[str] = ""
+
+    # ── plan ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def check(self, shape: ModelShape, work: Workload) -> None:  # noqa: B027 -- optional: most methods accept all
+        """Raise UsageError when the settings cannot work with this model or workload."""
+
+    @abstractmethod
+    def choices(self, shape: ModelShape) -> Iterator[Submodel]:
+        """Every submodel that a client could be given, largest first."""
+
+    @abstractmethod
+    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
+        """What a job on this submodel does, phase by phase, for the footprint."""
+
+    # ── server half ────────────────────────────────────────────────────────────────────────────────────────────────
+    @abstractmethod
+    def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int) -> State:
+        """The state before the first round; the same for the same seed."""
+
+    @abstractmethod
+    def order(self, state: State, base: BaseModel, clients: Sequence[Client], round_index: int) -> Sequence[Order]:
+        """What each of this round's participants does; a client may be left out."""
+
+    @abstractmethod
+    def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
+        """The next state; `received` comes in client order and is never empty."""
+
+    def snapshots(self, state: State, base: BaseModel) -> Sequence[Snapshot]:
+        """What is evaluated: the global model with the state's tensors, unless a method evaluates per client."""
+        contents = state.blocks or (None,) * len(base.shape)
+        blocks = tuple(Block(position, content) for position, content in enumerate(contents))
+        return (Snapshot(Submodel(blocks), state.tensors),)
+
+    @abstractmethod
+    def export(self, state: State, base: BaseModel, work: Workload, folder: Path) -> None:
+        """Write the result in the form that users of the method expect (PEFT folder, model folder, safetensors)."""
+
+    # ── client half, on the node (and on the controller, to evaluate) ──────────────────────────────────────────────
+    @abstractmethod
+    def mount(self, built: Built, tensors: Mapping[str, Tensor]) -> None:
+        """Put the method's own modules on a built submodel and fill them."""
+
+    @abstractmethod
+    def work(self, workplace: Workplace) -> Update:
+        """Do one job."""
