@@ -67,19 +67,33 @@ def _tokenizer(out: Path, texts: list[Docstring]) -> PreTrainedTokenizerFast:
         bpe = Tokenizer(models.BPE(unk_token=UNK))
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         bpe.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[PAD, UNK, EOS], show_progress=False,
-                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=[PAD, UNK, EOS],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
         bpe.train_from_iterator((text.text for text in texts), trainer)
         bpe.save(str(file))
-    return PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token=PAD, unk_token=UNK, eos_token=EOS,
-                                   model_max_length=512)
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(file), pad_token=PAD, unk_token=UNK, eos_token=EOS, model_max_length=512
+    )
 
 
 def _config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=640, num_hidden_layers=12, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, use_cache=False,
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=640,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=False,
     )
 
 
@@ -107,11 +121,15 @@ class _Stream:
         return self.ids[rows[place * BATCH : (place + 1) * BATCH]].long()
 
 
-def _fit(model: LlamaForCausalLM, stream: _Stream, held_out: torch.Tensor, steps: int, args: argparse.Namespace) -> None:
+def _fit(
+    model: LlamaForCausalLM, stream: _Stream, held_out: torch.Tensor, steps: int, args: argparse.Namespace
+) -> None:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers = [torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.02),
-                  torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0)]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.02),
+        torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
     rates = [MUON_RATE, ADAM_RATE]
     checkpoint = args.out / "checkpoint.pt"
     start = 0
@@ -145,8 +163,12 @@ def _fit(model: LlamaForCausalLM, stream: _Stream, held_out: torch.Tensor, steps
             speed = (step + 1 - start) * SEQUENCE * BATCH / (time.monotonic() - began)
             print(f"step {step + 1}/{steps}  loss {running:.3f}  {speed:.0f} tokens/s", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            entry = {"step": step + 1, "tokens": (step + 1) * SEQUENCE * BATCH, "loss": running,
-                     "held_out": _evaluate(model, held_out)}
+            entry = {
+                "step": step + 1,
+                "tokens": (step + 1) * SEQUENCE * BATCH,
+                "loss": running,
+                "held_out": _evaluate(model, held_out),
+            }
             print(json.dumps(entry), file=log, flush=True)
             print(entry, flush=True)
             state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step + 1}

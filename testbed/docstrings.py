@@ -14,12 +14,15 @@ import importlib.metadata
 import json
 import os
 import re
+import sys
 import sysconfig
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 from testbed.errors import DataError
@@ -56,6 +59,8 @@ HELD_OUT_SHARE = 0.1
 FORMAT = 1
 _SHINGLE_WORDS = 5
 _NEAR_DUPLICATE = 0.6
+_CHUNK_FILES = 64
+_PROGRESS_FILES = 4000
 
 
 @dataclass(frozen=True)
@@ -71,19 +76,17 @@ class Docstring:
 def load_docstrings(cache_dir: Path, say: Callable[[str], None] = lambda _: None) -> tuple[Docstring, ...]:
     """Read the corpus, from the cache if it was read before with the same package versions.
 
-    Raises DataError when a package of the list is not installed.
+    Raises DataError when a package of the list is not installed, or the cache cannot be written.
     """
     cache = cache_dir / f"docstrings-{_versions_hash()}.jsonl"
-    if cache.is_file():
-        with cache.open(encoding="utf-8") as lines:
-            return tuple(Docstring(**json.loads(line)) for line in lines)
+    cached = _read_cache(cache, say)
+    if cached is not None:
+        return cached
+    with _told_if_not_writable(cache_dir):  # before the reading, which takes a while
+        cache_dir.mkdir(parents=True, exist_ok=True)
     say("reading docstrings from the installed packages (once; kept in the cache)")
-    texts = tuple(_without_near_duplicates(_read_all()))
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(asdict(text)) + "\n" for text in texts)
-    partial.replace(cache)
+    texts = tuple(_without_near_duplicates(_read_all(say)))
+    _write_cache(cache, texts)
     return texts
 
 
@@ -95,9 +98,39 @@ def corpus_hash(texts: tuple[Docstring, ...]) -> str:
     return digest.hexdigest()
 
 
+def _read_cache(cache: Path, say: Callable[[str], None]) -> tuple[Docstring, ...] | None:
+    if not cache.is_file():
+        return None
+    try:
+        with cache.open(encoding="utf-8") as lines:
+            return tuple(Docstring(**json.loads(line)) for line in lines)
+    except (OSError, ValueError, TypeError) as error:
+        say(f"{cache} is damaged ({error}); reading the packages again")
+        return None
+
+
+def _write_cache(cache: Path, texts: tuple[Docstring, ...]) -> None:
+    partial = cache.with_suffix(f".{os.getpid()}.partial")
+    with _told_if_not_writable(cache.parent):
+        try:
+            with partial.open("w", encoding="utf-8") as lines:
+                lines.writelines(json.dumps(asdict(text)) + "\n" for text in texts)
+            partial.replace(cache)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told_if_not_writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"data 'docstrings': the cache {folder} cannot be written ({error.strerror})") from None
+
+
 def _versions_hash() -> str:
     versions = {name: _version(distribution) for name, distribution in PACKAGES.items()}
-    versions[STDLIB] = ".".join(map(str, __import__("sys").version_info[:3]))
+    versions[STDLIB] = ".".join(map(str, sys.version_info[:3]))
     return hashlib.sha256(json.dumps([FORMAT, versions], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -111,18 +144,31 @@ def _version(distribution: str) -> str:
         ) from None
 
 
-def _read_all() -> Iterator[Docstring]:
+def _read_all(say: Callable[[str], None]) -> Iterator[Docstring]:
     files = [(package, module, path) for package, root in _roots() for module, path in _modules(root)]
-    with ProcessPoolExecutor() as pool:
-        for texts in pool.map(_read_file, files, chunksize=64):
+    # Spawned, because a fork of a process that has threads already (torch, tokenizers) may hang.
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for number, texts in enumerate(pool.map(_read_file, files, chunksize=_CHUNK_FILES), 1):
             yield from texts
+            if number % _PROGRESS_FILES == 0:
+                say(f"read {number} of {len(files)} files")
 
 
 def _roots() -> Iterator[tuple[str, Path]]:
-    purelib = [Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")]
     yield STDLIB, Path(sysconfig.get_path("stdlib"))
+    libraries = [Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")]
     for name in PACKAGES:
-        yield name, next(root / name for root in purelib if (root / name).is_dir())
+        yield name, _folder(name, libraries)
+
+
+def _folder(package: str, libraries: Sequence[Path]) -> Path:
+    found = next((library / package for library in libraries if (library / package).is_dir()), None)
+    if found is None:
+        raise DataError(
+            f"data 'docstrings': the package {package!r} is installed, but not in {libraries[0]}, where its source is "
+            "looked for; install the locked versions into one virtual environment"
+        )
+    return found
 
 
 def _modules(root: Path) -> Iterator[tuple[str, Path]]:
@@ -136,10 +182,13 @@ def _read_file(source: tuple[str, str, Path]) -> list[Docstring]:
     package, module, path = source
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)  # what Python 3.11 says of the same escapes
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):  # templates and deliberately broken files
             return []
+        except OSError as error:
+            raise DataError(f"data 'docstrings': {path} cannot be read ({error.strerror})") from None
     held_out = _is_held_out(f"{package}/{module}")
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     texts = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented))
@@ -151,7 +200,7 @@ def _is_held_out(module: str) -> bool:
     return fraction < HELD_OUT_SHARE
 
 
-def _without_near_duplicates(texts: Iterator[Docstring]) -> Iterator[Docstring]:
+def _without_near_duplicates(texts: Iterable[Docstring]) -> Iterator[Docstring]:
     """Drop a text when most of its word shingles stood in the corpus already (containment, not only equality)."""
     seen: set[int] = set()
     for text in texts:

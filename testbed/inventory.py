@@ -5,8 +5,9 @@ Nouns only, standard library only; `testbed.config` reads them from YAML and say
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from testbed.errors import UsageError
 
@@ -21,7 +22,10 @@ class PowerRail:
 
 @dataclass(frozen=True)
 class HardwareProfile:
-    """Data about a board's model.  Every byte figure that nobody checked on a board is named in `unverified`."""
+    """Data about a board's model.
+
+    `unverified` names the fields whose value rests on no cited source: check them on a board before relying on them.
+    """
 
     name: str
     title: str
@@ -29,14 +33,17 @@ class HardwareProfile:
     usable_memory_bytes: int
     cores: int
     architecture: str = "aarch64"
-    accelerator: str | None = None
+    accelerator: str | None = None  # "cuda" or None
+    accelerator_detail: str | None = None  # cores and architecture, for people
     rails: tuple[PowerRail, ...] = ()
-    total_rails: tuple[str, ...] = ()
-    power_modes: tuple[str, ...] = ()
+    total_rails: tuple[str, ...] = ()  # the rails whose sum is the board's power at `measurement_point`; () if none is
+    measurement_point: str | None = None  # "module_rail", "soc_pmic"; None: the board has no sensor of its own
+    power_modes: tuple[str, ...] = ()  # by name; numbers differ between tables and are read on the board
+    super_power_modes: tuple[str, ...] = ()  # … when the board runs the "super" table instead
     cgroup_default: str = "v2"  # "v1", "v2" or "off"
-    peak_source: str = "sampled"
+    peak_source: str = "sampled"  # or "cgroup2_peak", "cgroup1_max_usage"
     swap_default: str = "none"
-    python: str = "3.11"
+    python: str = "3.11"  # the system's
     torch_source: str = "cpu"
     unverified: tuple[str, ...] = ()
 
@@ -96,3 +103,24 @@ def _words(device: Device) -> set[str]:
 
 def _fits(device: Device, word: str) -> bool:
     return word in _words(device)
+
+
+def inventory_from_json(record: Mapping[str, Any]) -> Inventory:
+    """The inventory of a run's record (`dataclasses.asdict` of every device)."""
+    devices = tuple(
+        Device(
+            **{
+                **device,
+                "profile": _profile_from_json(device["profile"]),
+                "budget": Budget(**device["budget"]),
+                "tags": frozenset(device["tags"]),
+            }
+        )
+        for device in record["devices"]
+    )
+    return Inventory(devices, record["source"])
+
+
+def _profile_from_json(data: Mapping[str, Any]) -> HardwareProfile:
+    tuples = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
+    return HardwareProfile(**{**data, **tuples, "rails": tuple(PowerRail(**rail) for rail in data["rails"])})

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from testbed.errors import WireError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -60,6 +62,7 @@ class ModelShape:
     block_elements: tuple[int, ...]  # parameters of every block
     part_elements: tuple[Mapping[str, int], ...]  # … of its separable parts, by position and part
     outside_elements: int  # embeddings, final norm and head, tied weights counted once
+    head_elements: int = 0  # of a task head that the checkpoint does not have (new, and trained by most methods)
     stored_dtype: str = "float32"
 
     def __len__(self) -> int:
@@ -249,6 +252,20 @@ class Method(ABC):
     @abstractmethod
     def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
         """The next state; `received` comes in client order and is never empty."""
+
+    def verify(self, state: State, update: Received) -> None:
+        """Raise WireError when an update is not what this method expects: by default, tensors of the state's shapes."""
+        for name in update.names:
+            if name not in state.tensors:
+                raise WireError(f"client {update.client}: it sent {name!r}, which is no tensor of this run's state")
+            part, whole = update.read(name), tuple(state.tensors[name].shape)
+            ranges = part.ranges or tuple((0, size) for size in whole)
+            inside = all(0 <= start <= stop <= size for (start, stop), size in zip(ranges, whole, strict=False))
+            if not inside or tuple(part.tensor.shape) != tuple(stop - start for start, stop in ranges):
+                raise WireError(
+                    f"client {update.client}: {name!r} has the shape {tuple(part.tensor.shape)} over {ranges}, "
+                    f"expected a piece of {whole}"
+                )
 
     def snapshots(self, state: State, base: BaseModel) -> Sequence[Snapshot]:
         """What is evaluated: the global model with the state's tensors, unless a method evaluates per client."""

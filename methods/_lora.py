@@ -1,0 +1,126 @@
+"""What methods that train LoRA factors share: shape, initial state, one client's training, the PEFT folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from testbed.errors import UsageError
+from testbed.method import (
+    Block,
+    Client,
+    LoraShape,
+    Method,
+    ModelShape,
+    Phase,
+    Received,
+    State,
+    Submodel,
+    Update,
+    Workload,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from testbed.model.checkpoint import BaseModel
+    from testbed.model.submodel import Built
+    from testbed.node.workplace import Workplace
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class LoraMethod(Method):
+    """LoRA on the linear maps of the kept blocks, and on the task's head where it has a new one.
+
+    rank      r of the LoRA paper (arXiv:2106.09685): factors A (r × inputs) and B (outputs × r)
+    alpha     scale: the adapter adds (alpha / rank) · B A x
+    dropout   on the adapter's input, in training
+    targets   last component of the names of the adapted maps ("q_proj", …), or "all-linear"
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+
+    def lora(self, shape: ModelShape) -> LoraShape:
+        """The adapters' shape on this model; every target named."""
+        names = tuple(dict.fromkeys(linear.path.split(".")[-1] for block in shape.blocks for linear in block))
+        targets = names if self.targets == (ALL_LINEAR,) else self.targets
+        return LoraShape(self.rank, targets, dropout=self.dropout > 0)
+
+    def check(self, shape: ModelShape, work: Workload) -> None:
+        known = {linear.path.split(".")[-1] for block in shape.blocks for linear in block}
+        if self.rank < 1:
+            raise UsageError(f"setting rank={self.rank}: expected at least 1")
+        if unknown := set(self.targets) - known - {ALL_LINEAR}:
+            raise UsageError(
+                f"setting targets={','.join(self.targets)}: {min(unknown)!r} is no linear map of a "
+                f"{shape.architecture} block; there are {', '.join(sorted(known))} (or {ALL_LINEAR})"
+            )
+
+    def train_phase(self, blocks: Sequence[Block], shape: ModelShape, work: Workload) -> Phase:
+        """The phase in which adapters on `blocks` are trained end to end."""
+        return Phase(
+            "train",
+            tuple(blocks),
+            work.batch_size,
+            work.length,
+            backward=True,
+            lora=self.lora(shape),
+            trained_elements=shape.head_elements,
+        )
+
+    def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int) -> State:
+        from testbed.model.adapters import lora_tensors
+
+        return State({**lora_tensors(base.shape, self.lora(base.shape), seed), **base.new_head(seed)})
+
+    def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
+        from testbed.model.combine import weighted_mean
+
+        return State(weighted_mean(state.tensors, received), state.scalars, state.blocks)
+
+    def export(self, state: State, base: BaseModel, work: Workload, folder: Path) -> None:
+        from testbed.model.adapters import export_peft
+
+        export_peft(folder, base, state.tensors, self.lora(base.shape), self.alpha, self.dropout, work)
+
+    def mount(self, built: Built, tensors: Mapping[str, Tensor]) -> None:
+        from testbed.model.adapters import mount_lora
+
+        mount_lora(built, self.lora(built.shape), self.alpha, self.dropout)
+        built.fill(tensors)
+
+    def train(self, workplace: Workplace, submodel: Submodel, **scalars: object) -> Update:
+        """Mount the job's adapters on `submodel`, do the local steps, send all that was trained."""
+        return self.train_with(workplace, submodel, workplace.tensors, **scalars)
+
+    def train_with(
+        self, workplace: Workplace, submodel: Submodel, tensors: Mapping[str, Tensor], **scalars: object
+    ) -> Update:
+        """The same from other initial values than the job's."""
+        return self.train_on(workplace, workplace.build(submodel), tensors, **scalars)
+
+    def train_on(self, workplace: Workplace, built: Built, tensors: Mapping[str, Tensor], **scalars: object) -> Update:
+        """The same on a model that is built already."""
+        from testbed.node.training import local_steps, update_of
+
+        self.mount(built, tensors)
+        workplace.phase("train")
+        trained = local_steps(workplace, built)
+        return update_of(workplace, built.trainable(), trained, **scalars)
+
+
+def tensors_of(state: State, shape: ModelShape, positions: Sequence[int]) -> dict[str, Tensor]:
+    """The state's tensors that lie in these blocks, and those outside all blocks."""
+    kept = tuple(f"{shape.block_prefix}.{position}." for position in positions)
+    return {
+        name: tensor
+        for name, tensor in state.tensors.items()
+        if name.startswith(kept) or not name.startswith(f"{shape.block_prefix}.")
+    }

@@ -1,0 +1,41 @@
+"""Vanilla federated LoRA (FedIT), the baseline of every paper of the field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from methods._lora import LoraMethod
+from testbed.method import Client, ModelShape, Order, Phase, State, Submodel, Update, Workload
+
+if TYPE_CHECKING:
+    from testbed.model.checkpoint import BaseModel
+    from testbed.node.workplace import Workplace
+
+
+@dataclass(frozen=True)
+class Lora(LoraMethod):
+    """Every client trains LoRA on all blocks; the server averages A and B apart, weighted by examples.
+
+    Paper: Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning" (FedIT, arXiv:2305.05644).
+    Evidence: the official code (FedIT/Shepherd) averages each factor with weights n_k / Σ n over the sampled clients.
+    Its defaults are rank 16, alpha 16, dropout 0.05 on q_proj; ours (all linear maps, alpha 2r, no dropout) are the
+    later papers' habit (OpenFedLLM: rank 32, alpha 64), and each is a setting.
+
+    A device that cannot hold the whole model takes no part: that is what the memory-fitted methods are compared with.
+    """
+
+    family: ClassVar[str] = "LoRA, homogeneous"
+
+    def choices(self, shape: ModelShape) -> Iterator[Submodel]:
+        yield Submodel.first(len(shape))
+
+    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
+        return (self.train_phase(submodel.blocks, shape, work),)
+
+    def order(self, state: State, base: BaseModel, clients: Sequence[Client], round_index: int) -> Sequence[Order]:
+        return [Order(client.index, client.submodel, tensors=state.tensors) for client in clients]
+
+    def work(self, workplace: Workplace) -> Update:
+        return self.train(workplace, workplace.job.submodel)

@@ -1,0 +1,16 @@
+"""Where things are kept that can be made again: the corpus, content-addressed blocks, measured baselines."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+VARIABLE = "TESTBED_CACHE"
+
+
+def cache_folder() -> Path:
+    """$TESTBED_CACHE, or edge-testbed in the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "edge-testbed"

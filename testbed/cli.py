@@ -1,0 +1,176 @@
+"""The command `testbed`: parses, calls one function, prints its noun.
+
+Exit codes: 0 all went well; 1 a device or a job failed, or a file is wrong; 2 the command was used wrongly;
+130 interrupted.  Every other command than those here is a file of testbed/commands.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import testbed.commands
+from testbed.commands._options import inventory_options, json_option, read_inventory
+from testbed.errors import TestbedError, UsageError
+from testbed.spelling import did_you_mean
+
+if TYPE_CHECKING:
+    from testbed.inventory import Device, Inventory
+    from testbed.method import Method
+
+FAILED = 1
+WRONG_USE = 2
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are also the files of testbed/commands, each imported when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        found = pkgutil.iter_modules(testbed.commands.__path__)
+        lazy = {module.name.replace("_", "-") for module in found if not module.name.startswith("_")}
+        return sorted({*super().list_commands(ctx), *lazy})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or cmd_name not in self.list_commands(ctx):
+            return own
+        module = importlib.import_module(f"testbed.commands.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            raise UsageError(f'there is no command "{args[0]}"; {did_you_mean(args[0], self.list_commands(ctx))}')
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="edge-testbed", prog_name="testbed")
+def testbed_command() -> None:
+    """Federated fine-tuning of language models on real and emulated edge devices, measured."""
+
+
+@testbed_command.command("inventory")
+@inventory_options
+@json_option
+def inventory_command(inventory: Path | None, only: tuple[str, ...], as_json: bool) -> None:
+    """List the devices of an inventory, with their budgets."""
+    devices = read_inventory(inventory, only)
+    if as_json:
+        _print_json([_device_data(device) for device in devices])
+    else:
+        _print_devices(devices)
+
+
+@testbed_command.command("methods")
+@json_option
+def methods_command(as_json: bool) -> None:
+    """List the methods that run-method knows, with their settings."""
+    from testbed.plugins import all_methods
+
+    methods = all_methods()
+    if as_json:
+        _print_json([_method_data(name, method) for name, method in methods.items()])
+    else:
+        _print_methods(methods)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; whatever a user can be told is one message on stderr and an exit code, never a traceback."""
+    try:
+        code = testbed_command.main(args=args, prog_name="testbed", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except TestbedError as error:
+        click.echo(f"testbed: {error}", err=True)
+        return WRONG_USE if isinstance(error, UsageError) else FAILED
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("testbed: interrupted", err=True)
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            raise
+        _close_stdout()
+        return FAILED
+    return code if isinstance(code, int) else 0
+
+
+def _close_stdout() -> None:
+    """The reader has gone (`testbed … | head`): leave the interpreter nothing to flush and complain about."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_json(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _device_data(device: Device) -> dict[str, Any]:
+    return {**asdict(device), "tags": sorted(device.tags)}
+
+
+def _print_devices(devices: Inventory) -> None:
+    from testbed.commands._table import show, table
+    from testbed.config import format_bytes
+
+    rows = [
+        (
+            device.name,
+            device.kind,
+            device.profile.name,
+            format_bytes(device.profile.memory_bytes),
+            format_bytes(device.budget.memory_bytes),
+            str(device.clients),
+            " ".join(sorted(device.tags)),
+        )
+        for device in devices
+    ]
+    headings = ("device", "kind", "profile", "memory", "budget", "clients", "tags")
+    show(table(headings, rows, numbers={"memory", "budget", "clients"}))
+
+
+def _method_data(name: str, method: type[Method]) -> dict[str, Any]:
+    from testbed.plugins import setting_types, type_text
+
+    kinds = setting_types(method)
+    settings = {
+        field.name: {"type": type_text(kinds[field.name]), "default": field.default} for field in fields(method)
+    }
+    return {
+        "name": name,
+        "family": method.family,
+        "tasks": sorted(method.tasks),
+        "summary": (method.__doc__ or "").strip().partition("\n")[0],
+        "settings": settings,
+    }
+
+
+def _print_methods(methods: dict[str, type[Method]]) -> None:
+    from testbed.commands._table import show, table
+
+    rows = []
+    for name, method in methods.items():
+        data = _method_data(name, method)
+        settings = " ".join(f"{key}={_setting_text(value['default'])}" for key, value in data["settings"].items())
+        rows.append((name, data["family"], data["summary"], settings))
+    show(table(("method", "family", "what it does", "settings (--set NAME=VALUE)"), rows))
+
+
+def _setting_text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

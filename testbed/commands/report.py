@@ -1,0 +1,40 @@
+"""`testbed report`: the figures of one run, or of several beside each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+DEFAULT_RUNS = Path("runs")
+
+
+@click.command("report")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option("--target", type=click.FloatRange(0, 1), help="Tell the rounds and seconds until this accuracy.")
+@click.option("--csv", "as_csv", is_flag=True, help="One line per run and per device, for a spreadsheet.")
+@click.option("--json", "as_json", is_flag=True, help="The same numbers for a program.")
+@click.option(
+    "--runs", "runs_dir", type=click.Path(path_type=Path), default=DEFAULT_RUNS, show_default=True,
+    help="The folder that holds the runs.",
+)  # fmt: skip
+def command(runs: tuple[str, ...], target: float | None, as_csv: bool, as_json: bool, runs_dir: Path) -> None:
+    """Print quality, time, memory and traffic of each RUN, and compare several.
+
+    A RUN is an id as `testbed runs` lists them, the beginning of one that no other run shares, or a path.
+    """
+    from testbed.report import summarise
+    from testbed.report_tables import print_report, to_csv, to_json
+    from testbed.store import RunFolder
+
+    if as_csv and as_json:
+        raise click.UsageError("--csv and --json: choose one of them")
+    summaries = [summarise(RunFolder.open(runs_dir, run), target) for run in dict.fromkeys(runs)]
+    if as_csv:
+        click.echo(to_csv(summaries), nl=False)
+    elif as_json:
+        click.echo(to_json(summaries))
+    else:
+        from rich.console import Console
+
+        print_report(summaries, Console())

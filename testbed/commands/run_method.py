@@ -1,0 +1,104 @@
+"""`testbed run-method METHOD`: plan, deploy, federate, measure, store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from testbed.method import CAUSAL_LM, HOLDINGS, SEQUENCE_CLASSIFICATION
+from testbed.run import RunConfig
+
+_DEFAULT = {field.name: field.default for field in fields(RunConfig)}
+_BEFORE_RUN = "see `testbed run-method METHOD --dry-run` for what would happen"
+
+
+def _number(name: str, kind: Any, text: str) -> Callable[[Any], Any]:
+    option = f"--{name.replace('_', '-')}"
+    return click.option(option, name, type=kind, default=_DEFAULT[name], show_default=True, help=text)
+
+
+@click.command(name="run-method")
+@click.argument("method", required=False)
+@click.option("--inventory", type=click.Path(path_type=Path), help="Inventory file [default: four emulated devices].")
+@click.option("--only", multiple=True, metavar="WORD", help="Only devices of this name, tag or profile (repeatable).")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the method (repeatable).")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop; nothing is touched.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: the plan as JSON.")
+@click.option("--resume", metavar="RUN", help="Go on with a run that was interrupted.")
+@click.option(
+    "--runs",
+    "runs_dir",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of all runs.",
+)
+@click.option("--model", default="quickstart", show_default=True, help="Folder of a Hugging Face model.")
+@click.option(
+    "--task",
+    type=click.Choice([SEQUENCE_CLASSIFICATION, CAUSAL_LM]),
+    default=SEQUENCE_CLASSIFICATION,
+    show_default=True,
+)
+@click.option(
+    "--data",
+    "data_name",
+    default="docstrings",
+    show_default=True,
+    help="docstrings, a .jsonl, .csv or .parquet file, or the name of a Hugging Face data set.",
+)
+@click.option(
+    "--data-set",
+    "data_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="How to read the data: text=COLUMN, label=COLUMN, template=alpaca, … (repeatable).",
+)
+@click.option(
+    "--partition", default="iid", show_default=True, help="Shards: iid, dirichlet:ALPHA, label:CLASSES, natural."
+)
+@_number("rounds", int, "Rounds.")
+@_number("participants", float, "Clients drawn each round: a fraction up to 1, or a count above 1.")
+@_number("min_participants", int, "Updates below which a round is not combined.")
+@_number("steps", int, "Local steps per client and round.")
+@_number("batch_size", int, "Examples per local step.")
+@_number("length", int, "Tokens per example at most.")
+@_number("learning_rate", float, "First round's learning rate.")
+@_number("final_learning_rate", float, "Last round's learning rate.")
+@_number("seed", int, "Seed of everything that is random.")
+@_number("evaluate_every", int, "Rounds between evaluations of the global model (the last is always evaluated).")
+@_number("job_timeout_seconds", float, "Seconds after which a job is stopped.")
+@click.option("--schedule", type=click.Choice(["cosine", "constant"]), default="cosine", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option(
+    "--holding",
+    type=click.Choice(HOLDINGS),
+    default=HOLDINGS[0],
+    show_default=True,
+    help="How frozen weights are held: in private memory, mapped from the file, or one block at a time.",
+)
+@click.option("--checkpointing", is_flag=True, help="Gradient checkpointing: less memory, more time.")
+@click.option("--no-cap", is_flag=True, help="Do not hold trainers to their budget (the run is marked uncapped).")
+@click.option("--refit", is_flag=True, help="Give a client that runs out of memory a smaller submodel.")
+def command(method: str | None, **options: Any) -> None:
+    """Run METHOD on the devices of the inventory: plan, cap, train, measure, store.
+
+    `testbed methods` lists the methods and their settings.
+    """
+    # Before torch is imported: threads that wait for each other do not keep the trainers' cores busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from testbed import session
+
+    if options["resume"]:
+        if method is not None:
+            raise click.UsageError("--resume goes on with the run's own method: leave METHOD out")
+        session.resume(options["runs_dir"], options["resume"])
+        return
+    if method is None:
+        raise click.UsageError(f"which method? `testbed methods` lists them; {_BEFORE_RUN}")
+    session.start(method, **{key: value for key, value in options.items() if key != "resume"})

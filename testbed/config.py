@@ -1,0 +1,283 @@
+"""From the inventory file to the nouns of `testbed.inventory`, and its published JSON Schema.
+
+defaults: {kind: emulated, clients: 2}
+devices:
+  pi-4:
+    profile: raspberry_pi_4b_4gb   # inventory/profiles/raspberry_pi_4b_4gb.yaml
+    budget: {memory: "440 MiB"}    # the share of the board that a run may use
+    tags: [small]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from testbed.byte_text import EXPECTED, PATTERN, format_bytes, parse_bytes
+from testbed.errors import ConfigError
+from testbed.inventory import Budget, Device, HardwareProfile, Inventory, PowerRail
+from testbed.package_data import data_folder
+from testbed.plugins import device_kinds
+from testbed.spelling import did_you_mean
+from testbed.yaml_file import FileModel, complaint, expected_at, read_file
+
+__all__ = [
+    "default_inventory",
+    "format_bytes",
+    "json_schema",
+    "load_inventory",
+    "load_profile",
+    "parse_bytes",
+    "profile_schema",
+]
+
+Value = TypeVar("Value")
+Entry = TypeVar("Entry", bound=FileModel)
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+def _to_bytes(value: object) -> int:
+    if not isinstance(value, str):
+        raise ValueError(EXPECTED)  # noqa: TRY004 -- pydantic gathers ValueErrors
+    try:
+        return parse_bytes(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+#: A number of bytes in the file, "4 GiB".
+Bytes = Annotated[
+    int,
+    BeforeValidator(_to_bytes),
+    WithJsonSchema({"type": "string", "pattern": PATTERN, "examples": ["700 MiB", "4 GiB"]}),
+]
+
+
+class BudgetEntry(FileModel):
+    """The share of the board that a run may use."""
+
+    memory: Bytes | None = Field(
+        default=None, title=EXPECTED, description="Memory of the trainer: the limit of its cgroup."
+    )
+    cores: float | None = Field(
+        default=None, gt=0, title="a number of cores above 0", description="CPU quota; without it, none."
+    )
+
+
+class DeviceEntry(FileModel):
+    """A device, or what holds for all of them."""
+
+    kind: str | None = Field(
+        default=None,
+        title="a device kind such as emulated",
+        description="Which code drives it: a file of testbed/devices.",
+    )
+    profile: str | None = Field(
+        default=None,
+        title="the name of a hardware profile such as raspberry_pi_4b_4gb",
+        description="The board's model: profiles/NAME.yaml beside this file, or of the catalogue.",
+    )
+    budget: BudgetEntry | None = Field(
+        default=None,
+        title='a mapping such as {memory: "700 MiB", cores: 1}',
+        description="The share of the board that a run may use.",
+    )
+    clients: int | None = Field(
+        default=None, ge=1, title="a whole number from 1", description="Participants placed on it."
+    )
+    tags: list[Name] | None = Field(default=None, title="a list of words", description="What --only may select it by.")
+    threads: int | None = Field(
+        default=None, ge=1, title="a whole number from 1", description="Threads of its trainer."
+    )
+    accelerator: Literal["cpu", "cuda"] | None = Field(
+        default=None, title='"cpu" or "cuda"', description="Where its trainer computes."
+    )
+
+
+class InventoryFile(FileModel):
+    """The devices of a lab."""
+
+    defaults: DeviceEntry = Field(
+        default=DeviceEntry(),
+        title="a mapping of device settings",
+        description="Holds where a device says nothing else.",
+    )
+    devices: dict[Name, DeviceEntry] = Field(
+        min_length=1,
+        title="at least one device: a mapping from its name to its settings",
+        description="Every device by its name.",
+    )
+
+
+class ProfileFile(FileModel):
+    """Data about a board's model (see testbed.inventory.HardwareProfile)."""
+
+    title: str = Field(title="the board's name for people")
+    memory: Bytes = Field(title=EXPECTED, description="What is soldered on.")
+    usable_memory: Bytes = Field(title=EXPECTED, description="MemTotal, as Linux sees it.")
+    cores: int = Field(ge=1, title="a whole number from 1")
+    architecture: str = Field(default="aarch64", title="a machine name such as aarch64")
+    accelerator: Literal["cuda"] | None = Field(default=None, title='"cuda", or nothing')
+    accelerator_detail: str | None = Field(default=None, title="text")
+    rails: dict[str, str] = Field(
+        default={},
+        title="a mapping from each power rail to its sensor",
+        description="By the board's own names.",
+    )
+    total_rails: list[str] = Field(
+        default=[],
+        title="a list of names of rails",
+        description="Their sum is the board's power at the measurement point.",
+    )
+    measurement_point: Literal["module_rail", "soc_pmic"] | None = Field(
+        default=None, title='"module_rail", "soc_pmic" or nothing'
+    )
+    power_modes: list[str] = Field(default=[], title="a list of names of power modes")
+    super_power_modes: list[str] = Field(default=[], title="a list of names of power modes")
+    cgroup_default: Literal["v1", "v2", "off"] = Field(title='"v1", "v2" or "off"')
+    peak_source: Literal["cgroup2_peak", "cgroup1_max_usage", "sampled"] = Field(
+        title='"cgroup2_peak", "cgroup1_max_usage" or "sampled"'
+    )
+    swap_default: str = Field(title="text")
+    python: str = Field(title='a version such as "3.11", in quotes')
+    torch_source: str = Field(title="text")
+    unverified: list[str] = Field(
+        default=[], title="a list of names of fields", description="What no cited source holds up."
+    )
+
+
+def default_inventory() -> Path:
+    """The inventory that comes with the package: four emulated devices."""
+    return data_folder("inventory") / "emulated.yaml"
+
+
+def load_inventory(path: Path) -> Inventory:
+    """Read an inventory file with its profiles; raises ConfigError."""
+    file = read_file(path, InventoryFile, "an inventory")
+    devices = [_device(path, name, entry, file.defaults) for name, entry in file.devices.items()]
+    return Inventory(tuple(devices), source=str(path))
+
+
+def load_profile(path: Path) -> HardwareProfile:
+    """Read one hardware profile; its name is the file's.  Raises ConfigError."""
+    file = read_file(path, ProfileFile, "a hardware profile")
+    profile = HardwareProfile(
+        name=path.stem,
+        memory_bytes=file.memory,
+        usable_memory_bytes=file.usable_memory,
+        rails=tuple(PowerRail(name, source) for name, source in file.rails.items()),
+        **{key: _hashable(getattr(file, key)) for key in _same_names()},
+    )
+    _check_profile(path, profile)
+    return profile
+
+
+def json_schema() -> dict[str, Any]:
+    """The published schema of the inventory file (inventory/schema.json), for editors."""
+    return _published("Inventory of the testbed", InventoryFile)
+
+
+def profile_schema() -> dict[str, Any]:
+    """The published schema of a hardware profile (inventory/profile.schema.json), for editors."""
+    return _published("Hardware profile of a board", ProfileFile)
+
+
+def _published(title: str, model: type[FileModel]) -> dict[str, Any]:
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **model.model_json_schema(), "title": title}
+
+
+def _same_names() -> Iterator[str]:
+    nouns = {field.name for field in fields(HardwareProfile)} - {"rails"}
+    return (key for key in ProfileFile.model_fields if key in nouns)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_profile(path: Path, profile: HardwareProfile) -> None:
+    rails = [rail.name for rail in profile.rails]
+    for name in profile.total_rails:
+        if name not in rails:
+            raise ConfigError(complaint(path, ["total_rails"], f"names from rails ({', '.join(rails)})", name))
+    for name in profile.unverified:
+        if name not in ProfileFile.model_fields:
+            raise ConfigError(f"{path}: unverified: no field {name!r}; {did_you_mean(name, ProfileFile.model_fields)}")
+    if profile.usable_memory_bytes > profile.memory_bytes:
+        most, got = format_bytes(profile.memory_bytes), format_bytes(profile.usable_memory_bytes)
+        raise ConfigError(complaint(path, ["usable_memory"], f"at most the board's memory ({most})", got))
+
+
+def _device(path: Path, name: str, own: DeviceEntry, defaults: DeviceEntry) -> Device:
+    entry = _merged(own, defaults)
+    budget = entry.budget or BudgetEntry()
+    device = Device(
+        name=name,
+        kind=_known_kind(path, name, _stated(path, name, "kind", entry.kind)),
+        profile=_profile(path, name, _stated(path, name, "profile", entry.profile)),
+        budget=Budget(_stated(path, name, "budget.memory", budget.memory), budget.cores),
+        clients=entry.clients or 1,
+        accelerator=entry.accelerator or "cpu",
+        threads=entry.threads or 1,
+        tags=frozenset(entry.tags or ()),
+    )
+    _check_fits_board(path, device)
+    return device
+
+
+def _merged(own: DeviceEntry, defaults: DeviceEntry) -> DeviceEntry:
+    budget = _laid_over(defaults.budget or BudgetEntry(), own.budget or BudgetEntry())
+    return _laid_over(defaults, own).model_copy(update={"budget": budget})
+
+
+def _laid_over(below: Entry, above: Entry) -> Entry:
+    stated = {key: value for key in type(above).model_fields if (value := getattr(above, key)) is not None}
+    return below.model_copy(update=stated)
+
+
+def _stated(path: Path, name: str, key: str, value: Value | None) -> Value:
+    if value is None:
+        keys = ("devices", name, *key.split("."))
+        raise ConfigError(complaint(path, keys, expected_at(InventoryFile, keys) or "a value", None))
+    return value
+
+
+def _known_kind(path: Path, name: str, kind: str) -> str:
+    if kind not in device_kinds():
+        raise ConfigError(_unknown(path, ("devices", name, "kind"), kind, device_kinds()))
+    return kind
+
+
+def _profile(path: Path, name: str, profile: str) -> HardwareProfile:
+    found = _profile_files(path)
+    if profile not in found:
+        raise ConfigError(_unknown(path, ("devices", name, "profile"), profile, found))
+    return load_profile(found[profile])
+
+
+def _profile_files(inventory: Path) -> dict[str, Path]:
+    """Every profile by its name; one beside the inventory hides one of the catalogue."""
+    places = (data_folder("inventory") / "profiles", inventory.parent / "profiles")
+    return {file.stem: file for place in places for file in sorted(place.glob("*.yaml"))}
+
+
+def _unknown(path: Path, keys: Sequence[str], got: str, known: Iterable[str]) -> str:
+    expected = expected_at(InventoryFile, keys) or "a known name"
+    return f"{complaint(path, keys, expected, got)}; {did_you_mean(got, known)}"
+
+
+def _check_fits_board(path: Path, device: Device) -> None:
+    board, budget = device.profile, device.budget
+    if budget.memory_bytes > board.usable_memory_bytes:
+        most = f"at most {format_bytes(board.usable_memory_bytes)} (the usable memory of {board.name})"
+        got = format_bytes(budget.memory_bytes)
+        raise ConfigError(complaint(path, ("devices", device.name, "budget", "memory"), most, got))
+    for keys, got_cores in ((("budget", "cores"), budget.cores), (("threads",), device.threads)):
+        if got_cores is not None and got_cores > board.cores:
+            most = f"at most {board.cores} (the cores of {board.name})"
+            raise ConfigError(complaint(path, ("devices", device.name, *keys), most, got_cores))

@@ -1,0 +1,176 @@
+"""LoRA by PEFT's conventions, without PEFT (which costs a node 105 MiB): y = W x + alpha/rank · B A dropout(x).
+
+Adapters are float32 whatever the base model computes in, as PEFT's `autocast_adapter_dtype` has them, and named as
+there: "model.layers.7.self_attn.q_proj.lora_A.weight" (rank, inputs) and ".lora_B.weight" (outputs, rank).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from testbed.errors import UsageError
+from testbed.method import CAUSAL_LM, SEQUENCE_CLASSIFICATION, Block
+from testbed.model import blocks, initial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from testbed.method import Linear, LoraShape, ModelShape, Workload
+    from testbed.model.checkpoint import BaseModel
+    from testbed.model.submodel import Built
+
+_TASK_TYPES = {CAUSAL_LM: "CAUSAL_LM", SEQUENCE_CLASSIFICATION: "SEQ_CLS"}
+
+LORA_A = "lora_A.weight"
+LORA_B = "lora_B.weight"
+
+
+def mount_lora(built: Built, lora: LoraShape, alpha: float, dropout: float) -> tuple[str, ...]:
+    """Mount trainable factors on the matching linear maps of the kept blocks; the canonical names of their tensors.
+
+    A gets PEFT's initial values only by `Built.fill`; until then both factors are zero and the model is unchanged.
+    Raises UsageError when no map of the model matches.
+    """
+    mounted = []
+    for position, block in built.block_modules.items():
+        if lora.positions is None or position in lora.positions:
+            found = [(path, module) for path, module in block.named_modules() if blocks.is_linear(module)]
+            for path, module in found:
+                if adapts(lora, path):
+                    _mount(module, lora.rank, alpha / lora.rank, dropout)
+                    mounted += [f"{built.prefix}.{position}.{path}.{factor}" for factor in (LORA_A, LORA_B)]
+    if not mounted:
+        raise UsageError(f"no linear map of the kept blocks is called {' or '.join(lora.targets)}")
+    return tuple(mounted)
+
+
+def adapts(lora: LoraShape, path: str) -> bool:
+    """Whether a linear map is adapted: its path in the block is, or ends with, one of the targets."""
+    return any(path == target or path.endswith(f".{target}") for target in lora.targets)
+
+
+def _mount(linear: nn.Module, rank: int, scale: float, dropout: float) -> None:
+    inputs, outputs = blocks.sizes(linear)
+    device = next(linear.parameters()).device
+    linear.lora_A = _zero_linear(inputs, rank, device)
+    linear.lora_B = _zero_linear(rank, outputs, device)
+    linear.lora_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+    linear.register_forward_hook(_Adds(scale))
+
+
+def _zero_linear(inputs: int, outputs: int, device: torch.device) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs, bias=False, device="meta")
+    linear.weight = nn.Parameter(torch.zeros(outputs, inputs, device=device))
+    return linear
+
+
+class _Adds:
+    """The forward hook that adds the low-rank term to a linear map's output."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def __call__(self, linear: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        hidden = linear.lora_dropout(inputs[0].to(linear.lora_A.weight.dtype))
+        added: Tensor = linear.lora_B(linear.lora_A(hidden)) * self.scale
+        return (output + added).to(output.dtype)
+
+
+def adapted(
+    shape: ModelShape, lora: LoraShape, kept: Iterable[int | Block] | None = None
+) -> Iterator[tuple[str, Linear]]:
+    """Every adapted linear map with its canonical name, on the kept blocks (None: all), whole or by their parts."""
+    for block in range(len(shape)) if kept is None else kept:
+        whole = block if isinstance(block, Block) else Block(block)
+        if lora.positions is None or whole.position in lora.positions:
+            for linear in shape.blocks[whole.position]:
+                if linear.part in whole.parts and adapts(lora, linear.path):
+                    yield shape.linear_name(whole.position, linear), linear
+
+
+def lora_tensors(shape: ModelShape, lora: LoraShape, seed: int) -> dict[str, Tensor]:
+    """Initial factors by canonical name, float32: A as PEFT draws it (uniform within 1/√inputs), B zero."""
+    tensors = {}
+    for name, linear in adapted(shape, lora):
+        tensors[f"{name}.{LORA_A}"] = initial.lora_a((lora.rank, linear.inputs), seed, f"{name}.{LORA_A}")
+        tensors[f"{name}.{LORA_B}"] = torch.zeros(linear.outputs, lora.rank)
+    if not tensors:
+        known = dict.fromkeys(linear.path for block in shape.blocks for linear in block)
+        raise UsageError(f"no linear map is called {' or '.join(lora.targets)}: there are {', '.join(known)}")
+    return tensors
+
+
+def lora_elements(shape: ModelShape, lora: LoraShape, kept: Iterable[int | Block] | None = None) -> int:
+    """Parameters of the factors on the kept blocks (positions, or blocks with their parts; None: all)."""
+    return sum(lora.rank * (linear.inputs + linear.outputs) for _, linear in adapted(shape, lora, kept))
+
+
+def names_of(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Linear maps that a set of LoRA tensors adapts."""
+    return [name.removesuffix(f".{LORA_A}") for name in tensors if name.endswith(f".{LORA_A}")]
+
+
+def export_peft(
+    folder: Path,
+    base: BaseModel,
+    tensors: Mapping[str, Tensor],
+    lora: LoraShape,
+    alpha: float,
+    dropout: float,
+    work: Workload,
+) -> None:
+    """Write a PEFT folder: `PeftModel.from_pretrained(base, folder)` computes what the run's model does.
+
+    `tensors` have canonical names; those outside the blocks are the new head, which travels in `modules_to_save`.
+    """
+    from safetensors.torch import save_file
+
+    prefix = base.shape.block_prefix
+    factors = {name: tensor for name, tensor in tensors.items() if name.endswith((LORA_A, LORA_B))}
+    head = {name: tensor for name, tensor in tensors.items() if blocks.place(prefix, name)[0] is None}
+    config = {
+        "peft_type": "LORA",
+        "task_type": _TASK_TYPES[work.task],
+        "base_model_name_or_path": str(base.folder),
+        "r": lora.rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": _target_pattern(names_of(factors)),
+        "modules_to_save": _saved_modules(base.shape, head) or None,
+        "fan_in_fan_out": _transposed(base),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    stored = {f"base_model.model.{name}": tensor for name, tensor in {**factors, **head}.items()}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
+    save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _target_pattern(names: Iterable[str]) -> str:
+    """A pattern that matches exactly these modules: PEFT's short names would also match likes outside the blocks."""
+    return "|".join(re.escape(name) for name in names)
+
+
+def _saved_modules(shape: ModelShape, head: Mapping[str, Tensor]) -> list[str]:
+    """Modules of a new head: the model's own child for a classifier, the module itself inside the backbone (pooler)."""
+    backbone = shape.block_prefix.split(".")[0]
+    inside = {name.rpartition(".")[0] for name in head if name.startswith(f"{backbone}.")}
+    beside = {name.split(".")[0] for name in head if not name.startswith(f"{backbone}.")}
+    return sorted(inside | beside)
+
+
+def _transposed(base: BaseModel) -> bool:
+    """Whether the model's maps keep their weight transposed (Conv1D), which PEFT calls fan_in_fan_out."""
+    model = blocks.skeleton(base.config, base.task, base.labels, "float32")
+    maps = (module for module in blocks.find(model).blocks.modules() if blocks.is_linear(module))
+    return any(blocks.transposed(module) for module in maps)

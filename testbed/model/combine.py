@@ -1,0 +1,80 @@
+"""Combine updates: the examples-weighted mean, per element over those who hold it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from testbed.errors import WireError
+from testbed.model.tensorfile import WORDS, raw_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from testbed.method import Part, Received
+
+
+def weighted_mean(current: Mapping[str, Tensor], received: Sequence[Received]) -> dict[str, Tensor]:
+    """Each tensor of `current`, averaged over the clients that hold it, per element, weighted by their examples.
+
+    What nobody holds keeps its value.  Sums run in float64 in the order of `received`, with one tensor of one client
+    in memory at a time, so the result does not depend on who answered first.
+    Raises WireError for a tensor that `current` does not have, or a piece that does not fit.
+    """
+    for update in received:
+        unknown = sorted(set(update.names) - set(current))
+        if unknown:
+            raise WireError(f"client {update.client} sent {unknown[0]}, which is not part of the model's state")
+    return {name: _mean(name, value, received) for name, value in current.items()}
+
+
+def _mean(name: str, value: Tensor, received: Sequence[Received]) -> Tensor:
+    holders = [update for update in received if name in update.names and update.examples > 0]
+    if not holders:
+        return value
+    total = torch.zeros(value.shape, dtype=torch.float64)
+    weight = torch.zeros(value.shape, dtype=torch.float64)
+    for update in holders:
+        part = update.read(name)
+        where = region(part, value, f"client {update.client}: {name}")
+        total[where] += part.tensor.double() * update.examples
+        weight[where] += update.examples
+    mean = torch.where(weight > 0, total / weight.clamp(min=1), value.double())
+    return mean.to(value.dtype)
+
+
+def check_update(current: Mapping[str, Tensor], update: Received) -> None:
+    """Raise WireError for an update with an unknown tensor, one of another shape, or a value that is not finite."""
+    for name in update.names:
+        if name not in current:
+            raise WireError(f"client {update.client} sent {name}, which is not part of the model's state")
+        part = update.read(name)
+        region(part, current[name], f"client {update.client}: {name}")
+        if not torch.isfinite(part.tensor).all():
+            raise WireError(f"client {update.client}: {name} has values that are not finite (the training diverged)")
+
+
+def region(part: Part, whole: Tensor, what: str) -> tuple[slice, ...]:
+    """Where a part lies in the whole tensor.  Raises WireError, beginning with `what`, when it does not fit."""
+    ranges = part.ranges if part.ranges is not None else tuple((0, size) for size in whole.shape)
+    inside = len(ranges) == whole.dim() and all(
+        0 <= start <= stop <= size for (start, stop), size in zip(ranges, whole.shape, strict=True)
+    )
+    if not inside or tuple(part.tensor.shape) != tuple(stop - start for start, stop in ranges):
+        raise WireError(f"{what} has the shape {tuple(part.tensor.shape)} for {ranges} of {tuple(whole.shape)}")
+    return tuple(slice(start, stop) for start, stop in ranges)
+
+
+def state_hash(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> str:
+    """One hash of names, types, shapes and values, in any order of either mapping."""
+    digest = hashlib.sha256(json.dumps(scalars, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, WORDS[tensor.dtype], list(tensor.shape)]).encode())
+        digest.update(raw_bytes(tensor))
+    return digest.hexdigest()

@@ -1,0 +1,129 @@
+"""The trainer: one job in, one result out; torch and the base model stay loaded between jobs.
+
+A child of the agent, in the memory cgroup that the agent made for it.  Everything it is asked and everything it
+answers goes through files in the spool and a few lines over the link.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from testbed.errors import TestbedError
+from testbed.job import OUT_OF_MEMORY, Job
+from testbed.model.held import HeldWeights
+from testbed.model.tensorfile import WORDS
+from testbed.node.link import AgentLink, Assignment
+from testbed.node.workplace import Workplace
+from testbed.plugins import restore_method
+
+if TYPE_CHECKING:
+    from testbed.method import Update
+
+KEPT_STATES = 2  # rounds whose private state stays on the node, so that a resume is exact
+
+
+def main() -> None:
+    """Serve jobs until the agent closes the link."""
+    transformers.logging.set_verbosity_error()
+    link = AgentLink.connect()
+    torch.set_num_threads(link.settings["threads"])
+    gc.freeze()  # what is imported is never garbage: the collection after every job need not look at it
+    link.ready({"torch": torch.__version__, "transformers": transformers.__version__})
+    weights = HeldWeights()
+    for assignment in link.jobs(unload=weights.clear):
+        _serve(link, assignment, weights)
+        _give_memory_back()
+
+
+def _serve(link: AgentLink, assignment: Assignment, weights: HeldWeights) -> None:
+    try:
+        _run(link, assignment, weights)
+    except torch.OutOfMemoryError as error:  # an accelerator's memory is used up: the kernel does not kill for that
+        link.failed(assignment.id, str(error).splitlines()[0], outcome=OUT_OF_MEMORY)
+    except (TestbedError, OSError, MemoryError) as error:
+        link.failed(assignment.id, error)
+    except Exception as error:  # noqa: BLE001 -- the top of the trainer: whatever a method does ends as an outcome
+        traceback.print_exc()
+        link.failed(assignment.id, f"{type(error).__name__}: {error}")
+    else:
+        link.done(assignment.id)
+
+
+def _run(link: AgentLink, assignment: Assignment, weights: HeldWeights) -> None:
+    link.phase("load")
+    job = Job.from_json(assignment.job)
+    method = restore_method(job.method, job.settings)
+    state = Path("state") / str(job.client)
+    content = Path(link.settings["content"])
+    workplace = Workplace(job, content, assignment.payload, state, weights, link)
+    try:
+        update = method.work(workplace)
+        link.phase("send")
+        _write(assignment, update, keep_state(update, state), workplace.tokens)
+    finally:
+        workplace.release()
+
+
+def keep_state(update: Update, folder: Path) -> str | None:
+    """Store the client's private state under its hash; the newest KEPT_STATES stay."""
+    if update.state is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "partial"
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(update.state.items())}, partial)
+    name = hashlib.sha256(partial.read_bytes()).hexdigest()
+    partial.replace(folder / f"{name}.safetensors")
+    newest = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for old in newest[KEPT_STATES:]:
+        old.unlink()
+    return name
+
+
+def _write(assignment: Assignment, update: Update, state: str | None, tokens: int) -> None:
+    tensors = {name: part.tensor.detach().cpu().contiguous() for name, part in sorted(update.tensors.items())}
+    save_file(tensors, assignment.update)
+    assignment.write_result(
+        {
+            "examples": update.examples,
+            "tokens": tokens,
+            "scalars": dict(update.scalars),
+            "tensors": [
+                {
+                    "name": name,
+                    "dtype": dtype_word(tensor),
+                    "shape": tuple(tensor.shape),
+                    "ranges": update.tensors[name].ranges,
+                }
+                for name, tensor in tensors.items()
+            ],
+            "state": state,
+        }
+    )
+
+
+def dtype_word(tensor: torch.Tensor) -> str:
+    """Safetensors' word for a tensor's type."""
+    return WORDS[tensor.dtype]
+
+
+def _give_memory_back() -> None:
+    """Hand freed memory back to the kernel, so that a job never starts with the last one's leftovers."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+if __name__ == "__main__":
+    main()

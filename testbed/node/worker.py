@@ -1,0 +1,339 @@
+"""The jobs on a node: queued, handed to the trainer one after another, measured, and their results kept."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from testbed.errors import WireError
+from testbed.node.child import Child
+from testbed.node.memory import PhaseMeter
+from testbed.node.spool import PAYLOAD_FILE, UPDATE_FILE, FileSink, Spool
+from testbed.node.task import FAILED, FINISHED, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from testbed.node.frames import Header, Sink
+    from testbed.node.limits import Group
+
+#: A trainer that has closed its end of the pipe is given so long to end by itself.
+_FAREWELL_SECONDS = 5.0
+#: The empty folders of stored jobs are cleared away when nothing has happened for so long.
+_IDLE_SECONDS = 0.05
+
+
+class Outbox(Protocol):
+    """The way to the controller; what is said while none is there is lost, and results wait."""
+
+    def tell(self, header: Header) -> None: ...
+
+    def tell_if_it_listens(self, header: Header) -> None:
+        """For what may be dropped when the controller does not read."""
+
+    def send_update(self, header: Header, update: Path, then: Callable[[], None]) -> None:
+        """Send tensors, and call `then` when the last byte is out."""
+
+
+class Worker:
+    """The trainer, its queue, its measurement and the results that wait."""
+
+    def __init__(self, spool: Spool, settings: dict[str, Any], group: Group | None, outbox: Outbox) -> None:
+        self.spool = spool
+        self.settings = settings
+        self.group = group
+        self.outbox = outbox
+        self.results = spool.read_waiting()
+        spool.remove_unfinished()
+        self.queue: deque[Task] = deque()
+        self.current: Task | None = None
+        self.child: Child | None = None
+        self._baseline_bytes: int | None = None
+        self._next_sample = 0.0
+        self._idle_since = 0.0
+        self._meter = PhaseMeter(None, None)
+        self._meter.begin("idle")
+
+    # ── jobs ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def knows(self, job: str) -> bool:
+        """Whether a job is here already: running, queued, or its result waiting."""
+        here = [task.id for task in (self.current, *self.queue) if task is not None]
+        return job in here or job in self.results
+
+    def take(self, header: Header, sink: Sink | None, since: float) -> None:
+        """Queue a job; one that is known runs once, and its result is sent again if it waits."""
+        job = header["id"]
+        if self.knows(job):
+            self.deliver(job)
+            return
+        if not isinstance(header.get("job"), dict):
+            raise WireError(f"job {job}: its description is missing")
+        task = Task(header, since, time.monotonic())
+        try:
+            self._put_down(task, header["job"], sink)
+        except OSError as error:
+            self.spool.remove(job)  # what has come of it takes the space that others need
+            self._finish(task, FAILED, self._disk_error(error))
+            return
+        self.queue.append(task)
+        self._start_next()
+
+    def cancel(self, job: str, outcome: str) -> None:
+        """End a job before its end, with this outcome; only killing stops a trainer for certain."""
+        for task in [task for task in self.queue if task.id == job]:
+            self.queue.remove(task)
+            self._finish(task, outcome, "it was cancelled before it began")
+        if self.current is not None and self.current.id == job and self.child is not None:
+            self.current.cancelled = outcome
+            self.child.kill()
+
+    def deliver(self, job: str) -> None:
+        """Send a result that waits: its update first, so that the time of sending can stand in the result."""
+        result = self.results.get(job)
+        if result is None:
+            return
+        update = self.spool.job_folder(job) / UPDATE_FILE
+        if result["outcome"] != FINISHED or not update.exists():
+            self.outbox.tell({"type": "result", "id": job, "result": result})
+            return
+        begun = time.monotonic()
+
+        def then() -> None:
+            seconds = time.monotonic() - begun
+            self.outbox.tell({"type": "result", "id": job, "result": Task.sent(result, seconds)})
+
+        self.outbox.send_update({"type": "update", "id": job}, update, then)
+
+    def forget(self, job: str) -> None:
+        """The controller has stored a result."""
+        if self.results.pop(job, None) is not None:
+            self.spool.retire(job)
+            self._idle_since = time.monotonic()
+
+    def unload(self) -> None:
+        """Ask the trainer to give its memory back; it may stay, empty, or end."""
+        if self.child is None:
+            self.outbox.tell({"type": "unloaded"})
+        elif self.current is None:
+            self.child.unloading = True
+            self.child.send({"unload": True})
+
+    def _put_down(self, task: Task, job: dict[str, Any], sink: Sink | None) -> None:
+        if isinstance(sink, FileSink):
+            if sink.error is not None:
+                raise sink.error
+            sink.keep()
+        else:
+            self.spool.make_folder(task.id)
+        self.spool.write_job(task.id, job)
+
+    def _disk_error(self, error: OSError) -> str:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"no space left in {self.spool.folder}"
+        return f"{self.spool.folder}: {error.strerror}"
+
+    def _start_next(self) -> None:
+        if self.current is not None or not self.queue:
+            return
+        task = self.current = self.queue.popleft()
+        task.phases[:0] = [self._meter.end(at=min(time.monotonic(), task.since))]
+        if self.child is None:
+            try:
+                self.child = Child(self.settings, self.spool.folder, self.group)
+            except OSError as error:
+                self._finish(task, FAILED, self._disk_error(error))
+                return
+            self._watch(self.child.pid)
+            self._open_phase(task, "start")
+        if self.child.ready:
+            self._hand_over(task, self.child)
+        self._next_sample = time.monotonic()
+
+    def _hand_over(self, task: Task, child: Child) -> None:
+        self._open_phase(task, "load")
+        child.send({"job": task.id, "folder": f"jobs/{task.id}", "hash": task.hash})
+
+    def _finish(
+        self, task: Task, outcome: str, error: str | None = None, produced: dict[str, Any] | None = None
+    ) -> None:
+        """Write down how a job ended, tell the controller, and go on with the next."""
+        if task is self.current:
+            self.current = None
+            self._meter.begin("idle")
+        limit = self.group.limit_bytes if self.group is not None else None
+        where = {"device": self.settings["device"], "limit_bytes": limit, "baseline_bytes": self._baseline_bytes}
+        result = task.result(where, outcome, error, produced or {})
+        self.results[task.id] = result
+        self.spool.free(task.id, PAYLOAD_FILE, *(() if outcome == FINISHED else (UPDATE_FILE,)))
+        with contextlib.suppress(OSError):  # on a full disk it waits in memory
+            self.spool.keep_outcome(task.id, result)
+        self.deliver(task.id)
+        self._start_next()
+
+    # ── the trainer ────────────────────────────────────────────────────────────────────────────────────────────────
+    def next_due(self) -> float | None:
+        """When `on_time` wants to be called, on the monotonic clock."""
+        if self.child is not None and self.child.farewell is not None:
+            return self.child.farewell
+        if self.current is not None:
+            return self._next_sample if self.child is not None else None
+        return self._idle_since + _IDLE_SECONDS if self.spool.spare else None
+
+    def on_time(self) -> None:
+        """Sample what is due; kill what should have ended."""
+        child, now = self.child, time.monotonic()
+        if self.current is None and now >= self._idle_since + _IDLE_SECONDS:
+            self.spool.clear()
+        if child is None:
+            return
+        if child.farewell is not None and now >= child.farewell:
+            child.kill()
+        if self.current is not None and now >= self._next_sample:
+            self._sample(child, now)
+
+    def hear(self, child: Child) -> None:
+        """Take what the trainer says; one that does not keep to its protocol is of no use any more."""
+        try:
+            messages = child.receive()
+            for message in messages or []:
+                self._take_message(child, message)
+        except WireError as error:
+            self._break_off(child, str(error))
+            return
+        if messages is None:
+            child.farewell = time.monotonic() + _FAREWELL_SECONDS
+
+    def look_after(self) -> None:
+        """A child process may have ended: say how that ends its job; what it still had to say is heard first."""
+        child = self.child
+        ended = child.reap() if child is not None else None
+        if child is None or ended is None:
+            return
+        with contextlib.suppress(WireError):
+            for message in child.receive() or []:
+                self._take_message(child, message)
+        task, phase = self.current, self._meter.end(dead=ended[1]) if self.current is not None else None
+        killed_for_memory, tail = child.out_of_memory(), child.log_tail()
+        self._drop(child)
+        if child.unloading:
+            self.outbox.tell({"type": "unloaded"})
+        if task is None or phase is None:
+            return
+        if child.unloading:  # it was handed a job while it was leaving
+            self.current = None
+            self.queue.appendleft(task)
+            self._start_next()
+            return
+        task.phases.append(phase)
+        if task.cancelled is not None:
+            self._finish(task, task.cancelled, f"it was cancelled in phase {phase['name']}")
+        elif killed_for_memory:
+            self._finish(task, *task.out_of_memory(self.group))
+        else:
+            self._finish(task, FAILED, task.death(ended[0], tail))
+
+    def stop(self) -> None:
+        """Kill the trainer, and remove its group."""
+        self.spool.clear()
+        if self.child is not None:
+            self.child.kill()
+            self.child.reap(block=True)
+            self._drop(self.child)
+        if self.group is not None:
+            self.group.remove()
+
+    def _sample(self, child: Child, now: float) -> None:
+        self._meter.sample()
+        if child.out_of_memory():  # the victim may have been a process of the trainer's own: it would wait for ever
+            child.kill()
+        jitter = 0.5 + os.urandom(1)[0] / 255
+        self._next_sample = now + self.settings["sample_seconds"] * jitter
+
+    def _watch(self, pid: int | None) -> None:
+        self._meter.close()
+        self._meter = PhaseMeter(pid, self.group)
+
+    def _break_off(self, child: Child, cause: str) -> None:
+        task = self.current
+        if task is not None:
+            task.phases.append(self._meter.end())
+        child.kill()
+        child.reap(block=True)
+        self._drop(child)
+        if task is not None:
+            self._finish(task, FAILED, cause)
+
+    def _take_message(self, child: Child, message: dict[str, Any]) -> None:
+        task = self.current
+        if "unloaded" in message:
+            child.unloading = False
+            self.outbox.tell({"type": "unloaded"})
+        elif "ready" in message:
+            self._take_ready(child, task)
+        elif task is None:
+            raise WireError(f"the trainer sent {str(message)[:200]} between two jobs")
+        elif message.get("done", message.get("failed")) == task.id:
+            self._take_end(child, task, message)
+        elif "phase" in message:
+            self._begin_phase(child, task, str(message["phase"])[:100])
+        elif "progress" in message:
+            self._pass_on(task, message["progress"])
+        else:
+            raise WireError(f"the trainer sent {str(message)[:200]}, which means nothing here")
+
+    def _take_ready(self, child: Child, task: Task | None) -> None:
+        child.ready = True
+        started = self._meter.end()
+        self._baseline_bytes = self._meter.anonymous_bytes
+        if task is not None:
+            task.phases.append(started)
+            self._hand_over(task, child)
+
+    def _begin_phase(self, child: Child, task: Task, name: str) -> None:
+        if name != self._meter.name:
+            task.phases.append(self._meter.end())
+            self._open_phase(task, name)
+        child.send({"go": True})
+
+    def _open_phase(self, task: Task, name: str) -> None:
+        self._meter.begin(name)
+        self.outbox.tell({"type": "event", "id": task.id, "phase": name})
+
+    def _pass_on(self, task: Task, progress: Any) -> None:
+        if not isinstance(progress, dict):
+            raise WireError("the trainer sent progress that is not an object")
+        progress = {"peak_bytes": self._meter.estimate_bytes, **progress}
+        self.outbox.tell_if_it_listens({"type": "event", "id": task.id, "progress": progress})
+
+    def _take_end(self, child: Child, task: Task, message: dict[str, Any]) -> None:
+        task.phases.append(self._meter.end())
+        if "done" in message:
+            self._take_done(task, message.get("hash"))
+        elif child.out_of_memory():
+            child.kill()  # it may have lost a process of its own, and is not to be trusted with another job
+            child.reap(block=True)
+            self._drop(child)
+            self._finish(task, *task.out_of_memory(self.group))
+        else:
+            task.phase = str(message.get("phase") or task.phases[-1]["name"])
+            self._finish(task, str(message.get("outcome") or FAILED), str(message.get("error"))[:4000])
+
+    def _take_done(self, task: Task, update_hash: Any) -> None:
+        try:
+            produced = self.spool.read_result(task.id)
+        except WireError as error:
+            self._finish(task, FAILED, str(error))
+        else:
+            self._finish(task, FINISHED, None, {**produced, "hash": update_hash})
+
+    def _drop(self, child: Child) -> None:
+        child.close()
+        self.child = None
+        self._watch(None)
+        if self.group is not None:
+            self.group.kill()  # what the trainer had started itself

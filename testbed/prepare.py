@@ -1,0 +1,163 @@
+"""From settings to a run that can start: inventory, model, data, shards, baselines and the plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed.baselines import BAG_OF_WORDS, MAJORITY_CLASS, UNIGRAM, baselines
+from testbed.cache import cache_folder
+from testbed.data import DataSet, Split, load_data, split
+from testbed.environment import describe_environment
+from testbed.errors import ModelError
+from testbed.inventory import Inventory
+from testbed.method import Method, Workload
+from testbed.model.checkpoint import BaseModel, ContentStore
+from testbed.model.footprint import Baseline
+from testbed.node.baseline import device_baseline
+from testbed.options import partition_of, spec_of
+from testbed.package_data import PACKAGE
+from testbed.plan import make_plan, place_clients
+from testbed.plugins import restore_method
+from testbed.run import Plan, RunConfig
+from testbed.store import RunRecord
+from testbed.task import Shard
+
+QUICKSTART = "quickstart"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is settled before a run starts; nothing has been sent anywhere."""
+
+    config: RunConfig
+    inventory: Inventory
+    method: Method
+    base: BaseModel
+    store: ContentStore
+    work: Workload
+    data: DataSet
+    split: Split
+    shards: tuple[str, ...]
+    held_out: Shard
+    baselines: Mapping[str, Baseline]
+    plan: Plan
+
+    def reference(self) -> dict[str, float | None]:
+        """What every table of quality stands beside; no fine-tuning is filled in when the run starts."""
+        held = [index for shard in self.split.shards for index in shard]
+        known = {each.name: each for each in baselines(self.data.only(held), self.config.seed, cache_folder())}
+        accuracy = {name: known[name].accuracy if name in known else None for name in (MAJORITY_CLASS, BAG_OF_WORDS)}
+        simplest = known[UNIGRAM].accuracy if UNIGRAM in known else accuracy[MAJORITY_CLASS]
+        return {"majority": simplest, "bag_of_words": accuracy[BAG_OF_WORDS], "no_fine_tuning": None}
+
+    def record(self) -> RunRecord:
+        """What the run's folder keeps of all this."""
+        plan = {
+            "clients": [client.to_json() for client in self.plan.clients],
+            "model": {
+                "name": self.config.model,
+                "architecture": self.base.shape.architecture,
+                "blocks": list(self.base.blocks),
+                "outside": self.base.outside,
+            },
+            "work": dataclasses.asdict(self.work),
+            "baselines": {name: dataclasses.asdict(baseline) for name, baseline in self.baselines.items()},
+        }
+        config = {
+            **self.config.to_json(),
+            "data_hash": self.data.sha256,
+            "data_record": dict(self.data.record),
+            "classes": list(self.data.classes),
+            "split": dict(self.split.record),
+            "shards": list(self.shards),
+            "reference": self.reference(),
+        }
+        inventory = {
+            "source": self.inventory.source,
+            "devices": [_plain(device) for device in self.inventory],
+        }
+        return RunRecord(plan, config, inventory, describe_environment(self.base.outside, self.data.sha256))
+
+
+def prepare(config: RunConfig, inventory: Inventory, say: Callable[[str], None] = lambda _: None) -> Prepared:
+    """Load and settle everything for `config` on `inventory`; starts nothing but, once per machine, an empty trainer.
+
+    Raises a TestbedError for whatever the user must change.
+    """
+    method = restore_method(config.method, config.settings)
+    store = ContentStore(cache_folder() / "content")
+    folder = model_folder(config.model)
+    clients = len(place_clients(inventory))
+    data = load_data(spec_of(dict(config.data), config.task, config.length), tokenizer_of(folder), cache_folder(), say)
+    work = Workload(
+        task=config.task,
+        labels=max(2, len(data.classes)),
+        batch_size=config.batch_size,
+        length=config.length,
+        dtype=config.dtype,
+        holding=config.holding,
+        checkpointing=config.checkpointing,
+    )
+    base = BaseModel.open(folder, store, config.task, work.labels)
+    parts = split(data, partition_of(dict(config.partition)), clients, config.seed)
+    shards = [data.shard(part) for part in parts.shards]
+    baselines = {device.name: device_baseline(device, cache_folder(), say) for device in inventory}
+    plan = make_plan(
+        method,
+        base.shape,
+        work,
+        inventory,
+        [len(shard) for shard in shards],
+        [shard.label_counts for shard in shards],
+        baselines,
+    )
+    return Prepared(
+        config=config,
+        inventory=inventory,
+        method=method,
+        base=base,
+        store=store,
+        work=work,
+        data=data,
+        split=parts,
+        shards=tuple(_stored(store, shard) for shard in shards),
+        held_out=data.held_out_shard(),
+        baselines=baselines,
+        plan=plan,
+    )
+
+
+def model_folder(name: str) -> Path:
+    """The Hugging Face folder of a base model: the one that comes along, or a path."""
+    folder = PACKAGE / QUICKSTART if name == QUICKSTART else Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model {name!r}: expected a folder with config.json and safetensors files, there is no "
+            f"{folder / 'config.json'}; give the path of a model's folder, or leave --model out for the quickstart model"
+        )
+    return folder
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer that stands in a model's folder."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{folder}: there is no tokenizer.json; save the model's fast tokenizer into the folder")
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _stored(store: ContentStore, shard: Shard) -> str:
+    partial = store.folder / "shard.partial"
+    shard.save(partial)
+    return store.put_file(partial)
+
+
+def _plain(noun: Any) -> dict[str, Any]:
+    data: dict[str, Any] = dataclasses.asdict(noun)
+    data["tags"] = sorted(data["tags"])
+    return data

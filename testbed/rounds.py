@@ -1,0 +1,311 @@
+"""The round loop: draw, order, deploy and send, receive, combine, evaluate, checkpoint.
+
+State goes through here from round to round and is never looked into.  A run killed at any moment resumes from its last
+checkpoint; jobs are the same for the same seed, so the end is the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Protocol
+
+from testbed.deploy import deploy
+from testbed.errors import PlanError, WireError
+from testbed.evaluate import evaluate
+from testbed.job import FAILED, OUT_OF_MEMORY, Job, Result
+from testbed.method import Client, Method, Order, State, Workload
+from testbed.plan import refit
+from testbed.run import ClientPlan, Plan, RunConfig
+from testbed.updates import SpooledUpdate, check_finite, write_tensors
+
+if TYPE_CHECKING:
+    from testbed.live import Watcher
+    from testbed.model.checkpoint import BaseModel, ContentStore
+    from testbed.model.footprint import Baseline
+    from testbed.store import RunFolder
+    from testbed.task import Quality, Shard
+
+#: Rounds in a row in which nobody finished, after which a run is given up.
+_HOPELESS_ROUNDS = 2
+
+
+class Node(Protocol):
+    """A device while our software runs on it, as deploy needs it."""
+
+    def missing(self, hashes: Iterable[str]) -> tuple[str, ...]: ...
+
+    def put_content(self, content: str, path: Path) -> None: ...
+
+
+class JobRunner(Protocol):
+    """Something that takes jobs and yields results: the engine of `testbed.engine`, or another one."""
+
+    def node(self, device: str) -> Node: ...
+
+    def run(self, jobs: Sequence[tuple[str, Job, Path | None]]) -> Iterator[tuple[Result, Path | None]]: ...
+
+
+@dataclass
+class Run:
+    """All that the loop works with, settled by `testbed.prepare` before it starts."""
+
+    folder: RunFolder
+    config: RunConfig
+    plan: Plan
+    method: Method
+    base: BaseModel
+    store: ContentStore
+    work: Workload
+    shards: Sequence[str]  # content hash of every client's shard
+    held_out: Shard
+    baselines: Mapping[str, Baseline]
+    engine: JobRunner
+    watcher: Watcher
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a checkpoint holds: the method's state, and what the loop itself must remember."""
+
+    state: State
+    next_round: int = 0
+    kept: Mapping[str, str] = field(default_factory=dict)  # client → hash of the state it keeps on its node
+    refitted: tuple[ClientPlan, ...] = ()
+    empty_rounds: int = 0
+
+
+def federate(run: Run) -> State:
+    """Run all rounds that are left; returns the last state.  Raises PlanError when nobody is left to train."""
+    progress = _resume(run) or _start(run)
+    while progress.next_round < run.config.rounds:
+        progress = _round(run, progress)
+    return progress.state
+
+
+def _start(run: Run) -> Progress:
+    clients = [client.client() for client in run.plan.taking_part]
+    state = run.method.start(run.base, run.work, clients, run.config.seed)
+    run.folder.record_initial_state(state)
+    quality = _evaluate(run, state)
+    run.folder.record_reference(no_fine_tuning=quality.accuracy, no_fine_tuning_loss=quality.loss)
+    return Progress(state)
+
+
+def _resume(run: Run) -> Progress | None:
+    saved = run.folder.load_checkpoint()
+    if saved is None:
+        return None
+    state, next_round, extra = saved
+    refitted = tuple(ClientPlan.from_json(client) for client in extra["refitted"])
+    return Progress(state, next_round, extra["kept"], refitted, extra["empty_rounds"])
+
+
+def _round(run: Run, progress: Progress) -> Progress:
+    """One round.  Whatever happens to a client ends as its result; the round goes on without it."""
+    index, began = progress.next_round, time.monotonic()
+    rate = learning_rate(run.config, index)
+    participants = _draw(run, progress)
+    run.watcher.round_started(index, len(participants), rate)
+    orders = run.method.order(progress.state, run.base, participants, index)
+    results, updates, deployed = _carry_out(run, progress, orders, rate)
+    progress = _combine(run, progress, results, updates)
+    last = index + 1 == run.config.rounds
+    quality = _evaluate(run, progress.state) if last or (index + 1) % run.config.evaluate_every == 0 else None
+    if quality is not None:
+        run.watcher.evaluated(index, quality)
+    run.folder.record_round(
+        index,
+        seconds=time.monotonic() - began,
+        learning_rate=rate,
+        participants=len(orders),
+        finished=len(updates),
+        deployed_bytes=deployed,
+        train_loss=_mean_loss(updates),
+        quality=quality,
+    )
+    _checkpoint(run, progress)
+    run.folder.forget_updates(index)
+    return progress
+
+
+# ── 1. who takes part ────────────────────────────────────────────────────────────────────────────────────────────────
+def learning_rate(config: RunConfig, index: int) -> float:
+    """The rate of a round: constant within it; over rounds constant, or a cosine from the first to the final one."""
+    if config.schedule == "constant" or config.rounds == 1:
+        return config.learning_rate
+    share = index / (config.rounds - 1)
+    span = config.learning_rate - config.final_learning_rate
+    return config.final_learning_rate + span * (1 + math.cos(math.pi * share)) / 2
+
+
+def draw_participants(config: RunConfig, clients: Sequence[int], able: Sequence[int], index: int) -> list[int]:
+    """The clients of a round, by seed: the same order of all clients for every method, less those who cannot."""
+    order = Random(f"{config.seed}/participants/{index}").sample(clients, len(clients))
+    count = round(config.participants * len(clients)) if config.participants <= 1 else int(config.participants)
+    return sorted([client for client in order if client in set(able)][: max(count, config.min_participants)])
+
+
+def _draw(run: Run, progress: Progress) -> list[Client]:
+    plans = _current_plans(run.plan, progress.refitted)
+    able = [client.index for client in plans.values() if client.planned]
+    if not able:
+        raise PlanError("no client is left that can train: " + "; ".join(str(c.reason) for c in plans.values()))
+    chosen = draw_participants(run.config, list(plans), able, progress.next_round)
+    return [plans[index].client() for index in chosen]
+
+
+def _current_plans(plan: Plan, refitted: Sequence[ClientPlan]) -> dict[int, ClientPlan]:
+    return {client.index: client for client in (*plan.clients, *refitted)}
+
+
+# ── 2. jobs out, results back ────────────────────────────────────────────────────────────────────────────────────────
+def _carry_out(
+    run: Run, progress: Progress, orders: Sequence[Order], rate: float
+) -> tuple[list[Result], list[SpooledUpdate], int]:
+    """Send every order as a job; returns all results, the usable updates in client order, and the bytes deployed.
+
+    Results that were stored before the controller was killed are not asked for again.
+    """
+    plans = _current_plans(run.plan, progress.refitted)
+    jobs = {job.id: job for job in (_job(run, progress, order, rate) for order in orders)}
+    tensors = {_job_id(run, progress.next_round, order): order.tensors for order in orders}
+    results, paths = _stored(run, jobs)
+    waiting = [job for job in jobs.values() if job.id not in {result.job for result in results}]
+    deployed = 0
+    sent: list[tuple[str, Job, Path | None]] = []
+    payloads: dict[int, Path] = {}  # what several clients are sent alike is written once
+    for job in waiting:
+        device = plans[job.client].device
+        deployed += deploy(run.engine.node(device), run.store, job.contents)
+        payload = payloads.get(id(tensors[job.id]))
+        if payload is None and tensors[job.id]:
+            payload = payloads[id(tensors[job.id])] = write_tensors(tensors[job.id], run.folder.payload_path(job.id))
+        sent.append((device, job, payload))
+    for received, path in run.engine.run(sent):
+        result = _checked(run, progress.state, received, path)
+        run.folder.record_result(result)
+        run.watcher.job_ended(result)
+        results.append(result)
+        if path is not None:
+            paths[result.job] = path
+    finished = sorted((result for result in results if result.finished), key=lambda result: result.client)
+    return results, [SpooledUpdate(result, paths[result.job]) for result in finished], deployed
+
+
+def _stored(run: Run, jobs: Mapping[str, Job]) -> tuple[list[Result], dict[str, Path]]:
+    """Results of these jobs from before the controller was killed; one whose update is gone must be had again."""
+    results, paths = [], {}
+    for result in run.folder.results():
+        path = run.folder.update_path(result.job)
+        if result.job in jobs and (path.exists() or not result.finished):
+            results.append(result)
+            paths[result.job] = path
+    return results, paths
+
+
+def _job(run: Run, progress: Progress, order: Order, rate: float) -> Job:
+    blocks = tuple(
+        block if block.content else replace(block, content=run.base.blocks[block.position])
+        for block in order.submodel.blocks
+    )
+    return Job(
+        id=_job_id(run, progress.next_round, order),
+        run=run.folder.run_id,
+        round=progress.next_round,
+        client=order.client,
+        kind=order.kind,
+        method=run.config.method,
+        settings=run.config.settings,
+        config=run.base.config_hash,
+        outside=run.base.outside,
+        submodel=replace(order.submodel, blocks=blocks),
+        shard=run.shards[order.client],
+        work=run.work,
+        steps=run.config.steps,
+        learning_rate=rate,
+        seed=run.config.seed,
+        scalars=order.scalars,
+        state=progress.kept.get(str(order.client)),
+    )
+
+
+def _job_id(run: Run, index: int, order: Order) -> str:
+    return f"{run.folder.run_id}-r{index}-c{order.client}"
+
+
+def _checked(run: Run, state: State, result: Result, path: Path | None) -> Result:
+    """The result itself, or a failed one when its update must not be combined."""
+    if not result.finished:
+        return result
+    if path is None:
+        return replace(result, outcome=FAILED, phase="send", error="the update did not arrive")
+    try:
+        update = SpooledUpdate(result, path)
+        run.method.verify(state, update)
+        check_finite(update)
+    except WireError as error:
+        return replace(result, outcome=FAILED, phase="combine", error=str(error))
+    return result
+
+
+# ── 3. combine, evaluate, checkpoint ─────────────────────────────────────────────────────────────────────────────────
+def _combine(run: Run, progress: Progress, results: Sequence[Result], updates: Sequence[SpooledUpdate]) -> Progress:
+    """The progress after this round: too few updates leave the state as it was."""
+    empty = 0 if updates else progress.empty_rounds + 1
+    if empty >= _HOPELESS_ROUNDS:
+        causes = "; ".join(sorted({f"{result.outcome}: {result.error}" for result in results}))
+        raise PlanError(f"no client finished in {empty} rounds in a row ({causes}); testbed report shows each job")
+    state = progress.state
+    if len(updates) >= run.config.min_participants:
+        state = run.method.combine(state, run.base, updates)
+    kept = {str(result.client): result.state for result in results if result.finished and result.state}
+    return replace(
+        progress,
+        state=state,
+        next_round=progress.next_round + 1,
+        kept={**progress.kept, **kept},
+        refitted=_refitted(run, progress, results),
+        empty_rounds=empty,
+    )
+
+
+def _refitted(run: Run, progress: Progress, results: Sequence[Result]) -> tuple[ClientPlan, ...]:
+    """With `--refit`, a smaller submodel for every client that ran out of memory."""
+    if not run.config.refit:
+        return progress.refitted
+    plans = _current_plans(run.plan, progress.refitted)
+    refitted = {client.index: client for client in progress.refitted}
+    for result in results:
+        if result.outcome == OUT_OF_MEMORY:
+            client = plans[result.client]
+            peak = result.measurement.peak
+            measured = peak.estimate_bytes or peak.upper_bytes or client.budget_bytes
+            smaller = refit(run.method, run.base.shape, run.work, client, run.baselines[client.device], measured)
+            refitted[client.index] = smaller
+            run.folder.record_refit(progress.next_round + 1, smaller.to_json())
+    return tuple(refitted.values())
+
+
+def _evaluate(run: Run, state: State) -> Quality:
+    return evaluate(run.method, run.base, state, run.work, run.held_out)
+
+
+def _checkpoint(run: Run, progress: Progress) -> None:
+    extra: dict[str, Any] = {
+        "kept": dict(progress.kept),
+        "refitted": [client.to_json() for client in progress.refitted],
+        "empty_rounds": progress.empty_rounds,
+    }
+    run.folder.save_checkpoint(progress.state, progress.next_round, extra)
+
+
+def _mean_loss(updates: Sequence[SpooledUpdate]) -> float | None:
+    """Examples-weighted mean of the clients' training losses, where their method reports one."""
+    losses = [(update.scalars["loss"], update.examples) for update in updates if "loss" in update.scalars]
+    total = sum(examples for _, examples in losses)
+    return sum(loss * examples for loss, examples in losses) / total if total else None

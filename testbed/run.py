@@ -1,0 +1,122 @@
+"""What a run is: its settings, and its plan.  Nouns, standard library only; JSON in the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from testbed.errors import UsageError
+from testbed.method import RESIDENT, SEQUENCE_CLASSIFICATION, Block, Client, Submodel
+
+PLANNED = "planned"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's result, beside the inventory.  Defaults are the quickstart's."""
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    model: str = "quickstart"  # or a Hugging Face folder
+    task: str = SEQUENCE_CLASSIFICATION
+    data: Mapping[str, Any] = field(default_factory=dict)  # fields of data.DataSpec that differ from the defaults
+    partition: Mapping[str, Any] = field(default_factory=dict)  # … of data.PartitionSpec
+    rounds: int = 10
+    participants: float = 1.0  # a fraction (≤ 1), or a count (> 1)
+    min_participants: int = 1
+    steps: int = 8
+    batch_size: int = 8
+    length: int = 128
+    learning_rate: float = 2e-3
+    final_learning_rate: float = 2e-4
+    schedule: str = "cosine"  # over rounds; constant within a round
+    seed: int = 0
+    evaluate_every: int = 5
+    job_timeout_seconds: float = 600.0
+    dtype: str = "float32"
+    holding: str = RESIDENT
+    checkpointing: bool = False
+    capped: bool = True
+    refit: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "steps", "batch_size", "length", "evaluate_every", "min_participants"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name.replace('_', '-')}={getattr(self, name)}: expected at least 1")
+        if self.participants <= 0:
+            raise UsageError(f"participants={self.participants}: expected a fraction up to 1, or a count above 1")
+        if self.schedule not in {"cosine", "constant"}:
+            raise UsageError(f"schedule={self.schedule!r}: expected cosine or constant")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunConfig:
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in data.items() if key in known})
+
+
+@dataclass(frozen=True)
+class ClientPlan:
+    """What the plan settled for one client: a submodel and its predicted peak, or why it takes no part."""
+
+    index: int
+    device: str
+    examples: int
+    budget_bytes: int
+    outcome: str  # PLANNED or job.REFUSED
+    submodel: Submodel | None = None
+    predicted_bytes: int | None = None
+    predicted_phase: str | None = None
+    parts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # phase → part → bytes
+    needed_bytes: int | None = None  # of the smallest choice, where refused
+    reason: str | None = None
+    label_counts: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"client-{self.index}"
+
+    @property
+    def planned(self) -> bool:
+        return self.outcome == PLANNED
+
+    def client(self) -> Client:
+        """The participant that methods see."""
+        if self.submodel is None:
+            raise UsageError(f"{self.name} was refused in the plan and cannot take part")
+        return Client(self.index, self.device, self.examples, self.submodel, self.label_counts)
+
+    def to_json(self) -> dict[str, Any]:
+        blocks = self.submodel.positions if self.submodel else ()
+        return {**asdict(self), "name": self.name, "blocks": list(blocks)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ClientPlan:
+        known = {f.name for f in fields(cls)}
+        plain = {key: value for key, value in data.items() if key in known}
+        if plain["submodel"]:
+            blocks = plain["submodel"]["blocks"]
+            plain["submodel"] = Submodel(tuple(Block(b["position"], b["content"], tuple(b["parts"])) for b in blocks))
+        return cls(**{**plain, "label_counts": tuple(plain["label_counts"])})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who takes part and what each one trains, settled before anything runs."""
+
+    clients: tuple[ClientPlan, ...]
+
+    @property
+    def taking_part(self) -> tuple[ClientPlan, ...]:
+        return tuple(client for client in self.clients if client.planned)
+
+    @property
+    def refused(self) -> tuple[ClientPlan, ...]:
+        return tuple(client for client in self.clients if not client.planned)
+
+    @classmethod
+    def from_json(cls, clients: Sequence[Mapping[str, Any]]) -> Plan:
+        return cls(tuple(ClientPlan.from_json(client) for client in clients))

@@ -1,0 +1,161 @@
+"""One `run-method` from the settings to the last line: prepare, show or store the plan, run, tell how it ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from testbed.config import default_inventory, load_inventory
+from testbed.data import check_same
+from testbed.devices import NodeSettings
+from testbed.engine import Engine
+from testbed.errors import TestbedError, UsageError
+from testbed.inventory import inventory_from_json
+from testbed.live import make_watcher
+from testbed.options import data_settings, pairs, partition_settings
+from testbed.plan_table import plan_as_json, plan_table
+from testbed.plugins import make_method
+from testbed.prepare import Prepared, prepare
+from testbed.rounds import Run, federate
+from testbed.run import Plan, RunConfig
+from testbed.run_record import FAILED, FINISHED, INTERRUPTED, RUNNING
+from testbed.store import RunFolder, new_run_id
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from testbed.live import Watcher
+    from testbed.method import State
+
+_CONFIG = {field.name for field in dataclasses.fields(RunConfig)}
+
+
+def start(  # noqa: PLR0913 -- the command line's options, each by name
+    method: str,
+    *,
+    inventory: Path | None,
+    only: Sequence[str],
+    settings: Sequence[str],
+    dry_run: bool,
+    as_json: bool,
+    runs_dir: Path,
+    data_name: str,
+    data_options: Sequence[str],
+    partition: str,
+    no_cap: bool,
+    **options: Any,
+) -> None:
+    """Run a method from the command line's options, or with `dry_run` print its plan."""
+    if as_json and not dry_run:
+        raise UsageError("--json goes with --dry-run; for the results use `testbed report RUN --json`")
+    console, notes = Console(), Console(stderr=True)
+    config = RunConfig(
+        method=method,
+        settings=dataclasses.asdict(make_method(method, pairs("--set", settings))),
+        data=data_settings(data_name, data_options),
+        partition=partition_settings(partition),
+        capped=not no_cap,
+        **{name: value for name, value in options.items() if name in _CONFIG},
+    )
+    devices = load_inventory(inventory or default_inventory()).select(only)
+    prepared = prepare(config, devices, lambda text: notes.print(text, style="dim"))
+    if dry_run:
+        print(json.dumps(plan_as_json(prepared), indent=2)) if as_json else console.print(plan_table(prepared))
+        return
+    console.print(plan_table(prepared))
+    folder = RunFolder.create(runs_dir, new_run_id(method), prepared.record())
+    _run(prepared, folder, console)
+
+
+def resume(runs_dir: Path, run: str) -> None:
+    """Go on with a run from its last checkpoint; what a killed controller left on the devices is collected."""
+    console, notes = Console(), Console(stderr=True)
+    folder = RunFolder.open(runs_dir, run)
+    if folder.status.state == FINISHED:
+        raise UsageError(f"run {folder.run_id} is finished; show it with: testbed report {folder.run_id}")
+    if folder.status.alive:
+        raise UsageError(f"run {folder.run_id} is running (process {folder.status.pid}): wait for it, or stop it first")
+    config = RunConfig.from_json(folder.config)
+    inventory = inventory_from_json(folder.record.inventory)
+    prepared = prepare(config, inventory, lambda text: notes.print(text, style="dim"))
+    check_same(prepared.data, folder.config["data_hash"])
+    _run(replace(prepared, plan=Plan.from_json(folder.plan["clients"])), folder, console)
+
+
+def _run(prepared: Prepared, folder: RunFolder, console: Console) -> None:
+    watcher = make_watcher(console)
+    folder.set_status(RUNNING)
+    ended, error = FAILED, "the controller ended with an error of its own"
+    try:
+        with _terminated_as_interrupt():
+            state = _federate(prepared, folder, watcher)
+            prepared.method.export(state, prepared.base, prepared.work, folder.path / "export")
+            folder.record_final_state(state)
+        ended, error = FINISHED, ""
+    except KeyboardInterrupt:
+        ended, error = INTERRUPTED, "interrupted by the user"
+        raise
+    except TestbedError as failure:
+        error = str(failure)
+        raise
+    finally:
+        watcher.run_ended(ended)  # first of all: it gives the terminal back
+        folder.set_status(ended, error or None)
+        if ended != FINISHED:
+            console.print(f"go on with: testbed run-method --resume {folder.run_id}")
+    console.print(f"run {folder.run_id} is in {folder.path}; show it again with: testbed report {folder.run_id}")
+
+
+def _federate(prepared: Prepared, folder: RunFolder, watcher: Watcher) -> State:
+    """All rounds, with an agent on every device that takes part; nothing but spools is left when this returns."""
+    config = prepared.config
+    taking_part = {client.device for client in prepared.plan.taking_part}
+    with Engine(
+        [device for device in prepared.inventory if device.name in taking_part],
+        folder.path,
+        folder.run_id,
+        update_path=folder.update_path,
+        settings=NodeSettings(folder.run_id, folder.path / "nodes", capped=config.capped),
+        on_event=watcher.event,
+        job_timeout_seconds=config.job_timeout_seconds,
+    ) as engine:
+        watcher.run_started(folder.run_id, folder.plan, config.rounds)
+        return federate(
+            Run(
+                folder=folder,
+                config=config,
+                plan=prepared.plan,
+                method=prepared.method,
+                base=prepared.base,
+                store=prepared.store,
+                work=prepared.work,
+                shards=prepared.shards,
+                held_out=prepared.held_out,
+                baselines=prepared.baselines,
+                engine=engine,
+                watcher=watcher,
+            )
+        )
+
+
+@contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does: agents stopped, groups removed, the record complete."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,110 @@
+"""What every method must do, whatever it is: the methods found, and six probe methods that keep the seams honest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from testbed.evaluate import evaluate
+from testbed.model.combine import state_hash
+from testbed.model.footprint import Baseline, predict
+from testbed.plugins import all_methods
+from tests.contract.harness import WORK, SerialRunner, base_model, federate, run_of
+from tests.contract.probe_methods import PROBE_METHODS
+
+FOUND = [pytest.param(kind, id=name) for name, kind in all_methods().items()]
+PROBES = [pytest.param(kind, id=kind.__name__) for kind in PROBE_METHODS]
+EVERY = [*FOUND, *PROBES]
+
+
+def hash_of(state):
+    return state_hash({**state.tensors}, {**state.scalars, "blocks": list(state.blocks)})
+
+
+def smaller(kind, folder):
+    """Half of the blocks, for a method that has such a choice (else all)."""
+    choices = list(kind().choices(base_model(folder).shape))
+    return 2 if any(len(choice.blocks) == 2 for choice in choices) else None
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_the_same_seed_gives_the_same_state_and_another_seed_another(kind, tmp_path):
+    first, again, other = (
+        hash_of(federate(run_of(kind(), tmp_path, seed=seed, keep=smaller(kind, tmp_path)))) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_a_run_that_stops_after_any_round_resumes_to_the_same_state_bit_for_bit(kind, tmp_path):
+    keep = smaller(kind, tmp_path)
+    whole = federate(run_of(kind(), tmp_path / "whole", rounds=3, keep=keep))
+    run = run_of(kind(), tmp_path / "cut", rounds=3, keep=keep)
+    calls = {"left": 2}
+
+    def stop_after_two(index, quality):
+        calls["left"] -= 1
+        if not calls["left"]:
+            raise KeyboardInterrupt
+
+    run.watcher.evaluated = stop_after_two
+    with pytest.raises(KeyboardInterrupt):
+        federate(run)
+    run.watcher.evaluated = lambda index, quality: None
+    run.engine = SerialRunner(run.method, run.base, run.engine.folder)  # a new controller: nothing but the disk is left
+    assert hash_of(federate(run)) == hash_of(whole)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_a_client_that_never_answers_costs_its_own_update_only(kind, tmp_path):
+    run = run_of(kind(), tmp_path, rounds=2, keep=smaller(kind, tmp_path))
+    run.engine.absent = {1}
+    start = hash_of(run.method.start(run.base, run.work, [c.client() for c in run.plan.clients], run.config.seed))
+    assert hash_of(federate(run)) != start
+    outcomes = {result.client: result.outcome for result in run.folder.results()}
+    assert outcomes[1] == "unreachable"
+    assert {outcome for client, outcome in outcomes.items() if client != 1} == {"finished"}
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_a_client_sends_tensors_of_the_state_only_and_says_how_large_they_are(kind, tmp_path):
+    run = run_of(kind(), tmp_path, rounds=2, keep=smaller(kind, tmp_path))
+    state = federate(run)
+    results = run.folder.results()
+    assert results
+    for result in results:
+        for spec in result.tensors:
+            assert spec.name in state.tensors
+            whole = tuple(state.tensors[spec.name].shape)
+            ranges = spec.ranges or tuple((0, size) for size in whole)
+            assert spec.shape == tuple(stop - start for start, stop in ranges)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_every_phase_that_a_job_announces_was_predicted(kind, tmp_path):
+    run = run_of(kind(), tmp_path, rounds=2, keep=smaller(kind, tmp_path))
+    federate(run)
+    submodel = run.plan.clients[0].submodel
+    footprint = predict(run.method.phases(submodel, run.base.shape, WORK), run.base.shape, WORK, Baseline(100 << 20, 0))
+    predicted = {phase.name for phase in footprint.phases}
+    assert set(run.engine.phases) - {"load", "send"} <= predicted
+    assert footprint.bytes > 100 << 20
+
+
+@pytest.mark.parametrize("kind", FOUND)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_learns_a_planted_task_at_least_15_points_above_chance_and_no_fine_tuning(kind, seed, tmp_path):
+    run = run_of(kind(), tmp_path, rounds=6, seed=seed, steps=8, keep=smaller(kind, tmp_path), evaluate_every=6)
+    untuned = run.method.start(run.base, run.work, [client.client() for client in run.plan.clients], seed)
+    before = evaluate(run.method, run.base, untuned, run.work, run.held_out).accuracy
+    after = evaluate(run.method, run.base, federate(run), run.work, run.held_out).accuracy
+    assert after >= before + 0.15
+    assert after >= 1 / 4 + 0.15
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_with_all_blocks_and_one_block_alike_every_value_stays_finite(kind, tmp_path):
+    state = federate(run_of(kind(), tmp_path, rounds=1))
+    assert all(bool(tensor.isfinite().all()) for tensor in state.tensors.values() if tensor.is_floating_point())
+    assert all(isinstance(tensor, torch.Tensor) for tensor in state.tensors.values())

@@ -1,0 +1,149 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import testbed.cli
+from testbed.cli import main
+from testbed.errors import ConfigError, UsageError
+
+COMMANDS = testbed.cli.testbed_command.list_commands(None)
+
+
+def without_torch(*args):
+    """Run the command in a process in which nothing heavy can be imported; gives the process."""
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'transformers', 'peft', 'numpy', 'datasets', 'sklearn']))\n"
+        "from testbed.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["inventory"], ["inventory", "--json"], ["methods"]])
+def test_what_must_answer_at_once_needs_nothing_heavy(args):
+    done = without_torch(*args)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_needs_nothing_heavy_for_it(command):
+    done = without_torch(command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Usage: testbed" in done.stdout
+    assert len(done.stdout.splitlines()) > 4
+
+
+def test_inventory_lists_the_default_devices(capsys):
+    assert main(["inventory"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["device", "kind", "profile", "memory", "budget", "clients", "tags"]
+    assert len(lines) == 5
+    assert "jetson_orin_nano_8gb" in lines[1]
+
+
+def test_inventory_as_json_has_base_units(capsys):
+    assert main(["inventory", "--json", "--only", "raspberry-pi"]) == 0
+    devices = json.loads(capsys.readouterr().out)
+    assert [device["name"] for device in devices] == ["raspberry-pi-5", "raspberry-pi-4"]
+    assert devices[0]["budget"] == {"memory_bytes": 620 << 20, "cores": None}
+
+
+def test_only_may_be_repeated(capsys):
+    assert main(["inventory", "--json", "--only", "small", "--only", "jetson-orin-nano"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 3
+
+
+def test_methods_tell_their_settings(capsys):
+    assert main(["methods", "--json"]) == 0
+    methods = {method["name"]: method for method in json.loads(capsys.readouterr().out)}
+    assert methods["lora"]["settings"]["rank"]["type"] == "a whole number"
+    assert methods["lora"]["family"] == "LoRA, homogeneous"
+
+
+WRONG_USE = {
+    "no such command": (["inventry"], 'there is no command "inventry"; did you mean "inventory"?'),
+    "no such option": (["inventory", "--jsn"], "No such option"),
+    "no such word": (["inventory", "--only", "pi"], "no device has the name, tag or profile 'pi'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_USE)
+def test_wrong_use_is_told_and_exits_2(case, capsys):
+    args, message = WRONG_USE[case]
+    assert main(args) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert not said.out
+
+
+def test_a_wrong_file_is_told_and_exits_1(tmp_path, capsys):
+    assert main(["inventory", "--inventory", str(tmp_path / "lab.yaml")]) == 1
+    assert capsys.readouterr().err == (
+        f"testbed: {tmp_path}/lab.yaml: expected an inventory file, got nothing: there is no such file\n"
+    )
+
+
+@pytest.fixture
+def outcome(monkeypatch):
+    """Let the command `inventory` raise, or return, what the test says."""
+
+    def let(raised=None, returned=None):
+        def read_inventory(*_):
+            if raised is not None:
+                raise raised
+            return returned
+
+        monkeypatch.setattr(testbed.cli.inventory_command, "callback", lambda **_: read_inventory())
+
+    return let
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [(ConfigError("no"), 1), (UsageError("no"), 2), (KeyboardInterrupt(), 130), (EOFError(), 130)]
+)
+def test_exit_codes_of_errors(raised, code, outcome, capsys):
+    outcome(raised=raised)
+    assert main(["inventory"]) == code
+    assert capsys.readouterr().err.strip().startswith("testbed: ")
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_the_number_that_a_command_returns_is_the_exit_code(returned, code, outcome):
+    outcome(returned=returned)
+    assert main(["inventory"]) == code
+
+
+def test_ctrl_c_ends_without_a_traceback():
+    code = (
+        "import signal, sys\n"
+        "from testbed import cli\n"
+        "def wait(**_):\n"
+        "    print('waiting', flush=True)\n"
+        "    signal.pause()\n"
+        "cli.inventory_command.callback = wait\n"
+        "sys.exit(cli.main(['inventory']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate()
+    assert (process.returncode, told.decode().strip()) == (130, "testbed: interrupted")
+
+
+def test_a_reader_that_goes_away_is_no_error_message():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", "from testbed.cli import main; raise SystemExit(main(['inventory']))"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
