@@ -38,8 +38,9 @@ def job(round_index: int, client: int) -> Job:
     name = f"bench-r{round_index}-c{client}"
     blocks = Submodel(tuple(Block(position, f"{position:064x}") for position in range(12)))
     return Job(
-        id=name, run="bench", round=round_index, client=client, kind="train", method="idle", settings={}, config="0" * 64,
-        outside="1" * 64, submodel=blocks, shard="2" * 64, work=Workload(), steps=0, learning_rate=0.0, seed=0,
+        id=name, run="bench", round=round_index, client=client, kind="train", method="idle", settings={},
+        config="0" * 64, outside="1" * 64, submodel=blocks, shard="2" * 64,
+        work=Workload(), steps=0, learning_rate=0.0, seed=0,
     )  # fmt: skip
 
 

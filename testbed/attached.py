@@ -37,12 +37,23 @@ class UpdateSink(FileSink):
     """Takes an update into its file, and counts and hashes it on the way."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        self.path = path
+        self.partial = path.with_name(f"{path.name}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(self.partial)
         self.digest = hashlib.sha256()
 
     def write(self, data: memoryview) -> None:
         self.digest.update(data)
         super().write(data)
+
+    def keep(self) -> None:
+        """The update is what it should be."""
+        self.partial.rename(self.path)
+
+    def discard(self) -> None:
+        """The update is of no use."""
+        self.partial.unlink(missing_ok=True)
 
 
 class Assigned:

@@ -51,7 +51,9 @@ class Job:
         return tuple(dict.fromkeys([self.config, self.outside, *blocks, self.shard]))
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As `dataclasses.asdict`, without its deep copies: this is on the way of every job."""
+        blocks = tuple(dict(vars(block)) for block in self.submodel.blocks)
+        return {**vars(self), "submodel": {"blocks": blocks}, "work": dict(vars(self.work))}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Job:

@@ -27,8 +27,9 @@ def device(name: str = "board", memory_bytes: int = 64 * MIB, cores: float | Non
 
 def job(identity: str = "job-1", client: int = 0, **scalars) -> Job:
     return Job(
-        id=identity, run="run", round=3, client=client, kind="train", method="drill", settings={}, config="c", outside="o",
-        submodel=Submodel((Block(0),)), shard="s", work=Workload(), steps=1, learning_rate=0.1, seed=0, scalars=scalars,
+        id=identity, run="run", round=3, client=client, kind="train", method="drill", settings={}, config="c",
+        outside="o", submodel=Submodel((Block(0),)), shard="s",
+        work=Workload(), steps=1, learning_rate=0.1, seed=0, scalars=scalars,
     )  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def processes_below(folder: Path) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            command, where = (path / "cmdline").read_bytes().decode(), os.readlink(path / "cwd")
+            command, where = (path / "cmdline").read_bytes().decode(), str((path / "cwd").readlink())
         except OSError:
             continue
         if int(path.name) != os.getpid() and (str(folder) in command or where.startswith(str(folder))):

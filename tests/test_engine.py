@@ -37,7 +37,7 @@ def run_one(running, what, payload=None):
     return run_all(running, ("board", what, payload))[what.id]
 
 
-# ── how it should go ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── how it should go ──────────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_job_goes_out_and_its_update_comes_back(tmp_path):
     payload = tmp_path / "payload"
     payload.write_bytes(os.urandom(3 * MIB))
@@ -112,7 +112,7 @@ def test_content_is_put_once(tmp_path):
             running.node("bored")
 
 
-# ── memory ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.cgroup
 def test_above_its_cap_a_trainer_is_killed_and_the_run_goes_on(tmp_path):
     hog = job("job-1", steps=[["phase", "train"], ["allocate", 200 * MIB]])
@@ -159,7 +159,7 @@ def test_where_no_group_can_be_made_the_run_does_not_begin(tmp_path):
         run_one(running, job())
 
 
-# ── what can go wrong ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what can go wrong ─────────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_job_that_takes_too_long_is_cancelled(tmp_path):
     slow = job("job-1", steps=[["phase", "train"], ["wait_for_ever"]])
     with engine(tmp_path, options={"job_timeout_seconds": 0.5}) as running:
@@ -283,7 +283,7 @@ def small_disk(tmp_path):
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("mounting a small file system needs root")
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "testbed", str(spool)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "testbed", str(spool)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         pytest.skip(f"no file system can be mounted here: {done.stderr}")
@@ -310,7 +310,7 @@ def test_a_full_disk_fails_the_job_that_needed_it_and_no_other(tmp_path, small_d
     assert ended["small"][0].outcome == FINISHED
 
 
-# ── a controller that ends ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── a controller that ends ────────────────────────────────────────────────────────────────────────────────────────────
 CONTROLLER = """
 import sys
 from pathlib import Path

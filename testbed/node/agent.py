@@ -149,6 +149,7 @@ class Agent:
         self.controller = self._receiving = None
         self.greeted = False
         self.alone_since = time.monotonic()
+        self.worker.save()
 
     def _open_sink(self, header: Header, _: int) -> Sink:
         job = header.get("id")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from testbed.node.limits import Group
 
-MAX_LINE_BYTES = 1 << 20
+#: Of a result, mostly; large values belong into tensors.
+MAX_LINE_BYTES = 3 << 20
 _LOG_BYTES = 1 << 20
 _TAIL_BYTES = 2000
 _PR_SET_PDEATHSIG = 1

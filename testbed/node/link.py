@@ -1,12 +1,12 @@
 """The trainer's end of its pipe to the agent: JSON lines over a socket inherited from it.
 
-agent → trainer    {"job": id, "folder": "jobs/id", "hash": sha256 of the payload or null}
+agent → trainer    {"job": id, "content": {…}, "folder": "jobs/id", "hash": sha256 of the payload or null}
                    {"unload": true}
                    {"go": true}                          the answer to a phase
 trainer → agent    {"ready": true, "libraries": {…}}     loaded, waiting for jobs
                    {"phase": name}                       waits for "go": the peaks of the last phase are read
                    {"progress": {…}}                     passed on to the controller
-                   {"done": id, "hash": …}               result.json and update.safetensors lie in the folder
+                   {"done": id, "result": {…}, "hash": sha256 of update.safetensors, which lies in the folder}
                    {"failed": id, "error": …, "phase": …, "outcome": …}
                    {"unloaded": true}
 """
@@ -24,23 +24,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import WireError
-from testbed.node.spool import FD_VARIABLE, JOB_FILE, PAYLOAD_FILE, RESULT_FILE, SETTINGS_FILE, UPDATE_FILE
+from testbed.node.spool import FD_VARIABLE, PAYLOAD_FILE, SETTINGS_FILE, UPDATE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-@dataclass(frozen=True)
+@dataclass
 class Assignment:
-    """A job that has come, and the folder that holds it and takes its result."""
+    """A job that has come, and the folder that holds its payload and takes its update."""
 
     id: str
+    job: dict[str, Any]  # `testbed.job.Job` as JSON
     folder: Path
-
-    @property
-    def job(self) -> dict[str, Any]:
-        """`testbed.job.Job` as JSON."""
-        return dict(json.loads((self.folder / JOB_FILE).read_text()))
+    result: dict[str, Any] | None = None
 
     @property
     def payload(self) -> Path | None:
@@ -55,7 +52,7 @@ class Assignment:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """{"examples", "tokens", "scalars", "tensors": [{"name", "dtype", "shape", "ranges"}], "state"}."""
-        (self.folder / RESULT_FILE).write_text(json.dumps(result))
+        self.result = result
 
 
 class AgentLink:
@@ -66,6 +63,7 @@ class AgentLink:
         self._lines = sock.makefile("rb")
         self._early: deque[dict[str, Any]] = deque()
         self._phase: str | None = None
+        self._assignment: Assignment | None = None
 
     @classmethod
     def connect(cls) -> AgentLink:
@@ -86,7 +84,8 @@ class AgentLink:
         while (message := self._next()) is not None:
             if "job" in message:
                 self._phase = None
-                assignment = Assignment(message["job"], Path(message["folder"]))
+                assignment = Assignment(message["job"], message["content"], Path(message["folder"]))
+                self._assignment = assignment
                 if self._payload_is_whole(assignment, message.get("hash")):
                     yield assignment
             elif "unload" in message:
@@ -108,9 +107,12 @@ class AgentLink:
         self._say({"progress": values})
 
     def done(self, job: str) -> None:
-        """The job's result lies in its folder."""
-        update = Path("jobs", job, UPDATE_FILE)
-        self._say({"done": job, "hash": file_hash(update) if update.exists() else None})
+        """The job that is being worked on has its result written; raises WireError for any other job."""
+        current = self._assignment
+        if current is None or current.id != job:
+            raise WireError(f"job {job} is not being worked on")
+        update_hash = file_hash(current.update) if current.update.exists() else None
+        self._say({"done": job, "result": current.result, "hash": update_hash})
 
     def failed(self, job: str, error: BaseException | str, outcome: str | None = None) -> None:
         """The job ended without a result; the trainer itself goes on.

@@ -5,8 +5,8 @@ agent.sock              where the agent listens
 agent.lock              held by the agent for as long as it lives
 agent.state             process id and cgroup directories of the living agent, for whoever must clean up after it
 trainer.log             what the trainer wrote to stdout and stderr
-jobs/ID/                job.json and payload.safetensors as they came; result.json and update.safetensors of the
-                        trainer; outcome.json: the whole result, waiting until the controller has stored it
+jobs/ID/                payload.safetensors as it came; update.safetensors of the trainer; outcome.json: the whole
+                        result, where the controller has not stored it at once
 state/                  the clients' private state, the trainer's own
 """
 
@@ -19,15 +19,12 @@ import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from testbed.errors import WireError
-
 if TYPE_CHECKING:
+    from collections.abc import Container
     from pathlib import Path
 
 SETTINGS_FILE = "agent.json"
-JOB_FILE = "job.json"
 PAYLOAD_FILE = "payload.safetensors"
-RESULT_FILE = "result.json"
 UPDATE_FILE = "update.safetensors"
 OUTCOME_FILE = "outcome.json"
 STATE_FILE = "agent.state"
@@ -36,9 +33,6 @@ LOCK_FILE = "agent.lock"
 LOG_FILE = "trainer.log"
 #: Names, in the trainer's environment, the socket that it inherits from its agent.
 FD_VARIABLE = "TESTBED_AGENT_FD"
-#: A result of the trainer beyond this is refused: large values belong into tensors.
-MAX_RESULT_BYTES = 3 << 20
-_PARTIAL = ".partial"
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
@@ -51,13 +45,10 @@ class FileSink:
     """Takes a payload into a file; a full disk is remembered, and the rest of the payload is let pass."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.error: OSError | None = None
-        self.partial = path.with_name(path.name + _PARTIAL)
         self._fd = -1
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self.partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except OSError as error:
             self.error = error
 
@@ -72,14 +63,6 @@ class FileSink:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def discard(self) -> None:
-        """The payload is of no use."""
-        self.partial.unlink(missing_ok=True)
-
-    def keep(self) -> None:
-        """The payload has come completely."""
-        self.partial.rename(self.path)
 
 
 class Spool:
@@ -128,36 +111,17 @@ class Spool:
                 found[path.parent.name] = json.loads(path.read_text())
         return found
 
-    def remove_unfinished(self) -> None:
-        """Jobs that an agent before us did not bring to an end; they will be delivered again."""
+    def remove_all_but(self, waiting: Container[str]) -> None:
+        """Remove jobs that an agent before us did not bring to an end; they will be delivered again."""
         for folder in (self.folder / "jobs").glob("*"):
-            if not (folder / OUTCOME_FILE).exists():
+            if folder.name not in waiting:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def write_job(self, job: str, content: dict[str, Any]) -> None:
-        """Raises OSError when the disk is full."""
-        (self.job_folder(job) / JOB_FILE).write_text(json.dumps(content))
-
-    def read_result(self, job: str) -> dict[str, Any]:
-        """What the trainer left; raises WireError when it cannot be a result."""
-        path = self.job_folder(job) / RESULT_FILE
-        try:
-            if path.stat().st_size > MAX_RESULT_BYTES:
-                raise WireError(f"the trainer's result has more than {MAX_RESULT_BYTES} bytes")
-            result = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise WireError(f"the trainer's result cannot be read: {error}") from None
-        if not isinstance(result, dict):
-            raise WireError("the trainer's result is not a JSON object")
-        return result
-
     def keep_outcome(self, job: str, outcome: dict[str, Any]) -> None:
-        """Put a result where it outlives us; raises OSError when the disk is full."""
+        """Put a result where it outlives us (one that was cut off is not read); raises OSError on a full disk."""
         folder = self.job_folder(job)
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / (OUTCOME_FILE + _PARTIAL)
-        partial.write_text(json.dumps(outcome))
-        partial.rename(folder / OUTCOME_FILE)
+        (folder / OUTCOME_FILE).write_text(json.dumps(outcome))
 
     def free(self, job: str, *names: str) -> None:
         """Give back the space of files that nobody needs any more."""

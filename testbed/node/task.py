@@ -21,7 +21,7 @@ class Task:
     """One job on this node.  `since`: when its first byte came, on the monotonic clock."""
 
     def __init__(self, header: dict[str, Any], since: float, received: float) -> None:
-        job = header["job"]
+        job = self.job = header["job"]
         self.id: str = header["id"]
         self.hash = header.get("hash")
         self.since = since

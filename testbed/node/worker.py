@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _FAREWELL_SECONDS = 5.0
 #: The empty folders of stored jobs are cleared away when nothing has happened for so long.
 _IDLE_SECONDS = 0.05
+#: A result that the controller stores at once is never written here; one that waits longer is.
+_SAVE_SECONDS = 0.2
 
 
 class Outbox(Protocol):
@@ -49,7 +51,8 @@ class Worker:
         self.group = group
         self.outbox = outbox
         self.results = spool.read_waiting()
-        spool.remove_unfinished()
+        spool.remove_all_but(self.results)
+        self._unsaved: dict[str, float] = {}  # job → when its result must be on the disk, if it is not stored by then
         self.queue: deque[Task] = deque()
         self.current: Task | None = None
         self.child: Child | None = None
@@ -75,7 +78,7 @@ class Worker:
             raise WireError(f"job {job}: its description is missing")
         task = Task(header, since, time.monotonic())
         try:
-            self._put_down(task, header["job"], sink)
+            self._put_down(task, sink)
         except OSError as error:
             self.spool.remove(job)  # what has come of it takes the space that others need
             self._finish(task, FAILED, self._disk_error(error))
@@ -111,9 +114,17 @@ class Worker:
 
     def forget(self, job: str) -> None:
         """The controller has stored a result."""
+        self._unsaved.pop(job, None)
         if self.results.pop(job, None) is not None:
             self.spool.retire(job)
             self._idle_since = time.monotonic()
+
+    def save(self, due: float | None = None) -> None:
+        """Write down the results that are not stored yet: those that are due, or all of them."""
+        for job in [job for job, at in self._unsaved.items() if due is None or at <= due]:
+            del self._unsaved[job]
+            with contextlib.suppress(OSError):  # on a full disk it waits in memory
+                self.spool.keep_outcome(job, self.results[job])
 
     def unload(self) -> None:
         """Ask the trainer to give its memory back; it may stay, empty, or end."""
@@ -123,14 +134,11 @@ class Worker:
             self.child.unloading = True
             self.child.send({"unload": True})
 
-    def _put_down(self, task: Task, job: dict[str, Any], sink: Sink | None) -> None:
-        if isinstance(sink, FileSink):
-            if sink.error is not None:
-                raise sink.error
-            sink.keep()
-        else:
+    def _put_down(self, task: Task, sink: Sink | None) -> None:
+        if isinstance(sink, FileSink) and sink.error is not None:
+            raise sink.error
+        if sink is None:
             self.spool.make_folder(task.id)
-        self.spool.write_job(task.id, job)
 
     def _disk_error(self, error: OSError) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -156,7 +164,7 @@ class Worker:
 
     def _hand_over(self, task: Task, child: Child) -> None:
         self._open_phase(task, "load")
-        child.send({"job": task.id, "folder": f"jobs/{task.id}", "hash": task.hash})
+        child.send({"job": task.id, "content": task.job, "folder": f"jobs/{task.id}", "hash": task.hash})
 
     def _finish(
         self, task: Task, outcome: str, error: str | None = None, produced: dict[str, Any] | None = None
@@ -170,23 +178,26 @@ class Worker:
         result = task.result(where, outcome, error, produced or {})
         self.results[task.id] = result
         self.spool.free(task.id, PAYLOAD_FILE, *(() if outcome == FINISHED else (UPDATE_FILE,)))
-        with contextlib.suppress(OSError):  # on a full disk it waits in memory
-            self.spool.keep_outcome(task.id, result)
+        self._unsaved[task.id] = time.monotonic() + _SAVE_SECONDS
         self.deliver(task.id)
         self._start_next()
 
     # ── the trainer ────────────────────────────────────────────────────────────────────────────────────────────────
     def next_due(self) -> float | None:
         """When `on_time` wants to be called, on the monotonic clock."""
+        due = list(self._unsaved.values())
         if self.child is not None and self.child.farewell is not None:
-            return self.child.farewell
-        if self.current is not None:
-            return self._next_sample if self.child is not None else None
-        return self._idle_since + _IDLE_SECONDS if self.spool.spare else None
+            due.append(self.child.farewell)
+        elif self.child is not None and self.current is not None:
+            due.append(self._next_sample)
+        if self.spool.spare and self.current is None:
+            due.append(self._idle_since + _IDLE_SECONDS)
+        return min(due, default=None)
 
     def on_time(self) -> None:
-        """Sample what is due; kill what should have ended."""
+        """Save and sample what is due; kill what should have ended."""
         child, now = self.child, time.monotonic()
+        self.save(now)
         if self.current is None and now >= self._idle_since + _IDLE_SECONDS:
             self.spool.clear()
         if child is None:
@@ -239,6 +250,7 @@ class Worker:
 
     def stop(self) -> None:
         """Kill the trainer, and remove its group."""
+        self.save()
         self.spool.clear()
         if self.child is not None:
             self.child.kill()
@@ -313,7 +325,7 @@ class Worker:
     def _take_end(self, child: Child, task: Task, message: dict[str, Any]) -> None:
         task.phases.append(self._meter.end())
         if "done" in message:
-            self._take_done(task, message.get("hash"))
+            self._take_done(task, message)
         elif child.out_of_memory():
             child.kill()  # it may have lost a process of its own, and is not to be trusted with another job
             child.reap(block=True)
@@ -323,13 +335,12 @@ class Worker:
             task.phase = str(message.get("phase") or task.phases[-1]["name"])
             self._finish(task, str(message.get("outcome") or FAILED), str(message.get("error"))[:4000])
 
-    def _take_done(self, task: Task, update_hash: Any) -> None:
-        try:
-            produced = self.spool.read_result(task.id)
-        except WireError as error:
-            self._finish(task, FAILED, str(error))
+    def _take_done(self, task: Task, message: dict[str, Any]) -> None:
+        produced = message.get("result")
+        if isinstance(produced, dict):
+            self._finish(task, FINISHED, None, {**produced, "hash": message.get("hash")})
         else:
-            self._finish(task, FINISHED, None, {**produced, "hash": update_hash})
+            self._finish(task, FAILED, "the trainer said it was done, and gave no result")
 
     def _drop(self, child: Child) -> None:
         child.close()

@@ -9,7 +9,8 @@ from testbed.evaluate import evaluate
 from testbed.model.combine import state_hash
 from testbed.model.footprint import Baseline, predict
 from testbed.plugins import all_methods
-from tests.contract.harness import WORK, SerialRunner, base_model, federate, run_of
+from testbed.rounds import federate
+from tests.contract.harness import WORK, SerialRunner, base_model, run_of
 from tests.contract.probe_methods import PROBE_METHODS
 
 FOUND = [pytest.param(kind, id=name) for name, kind in all_methods().items()]

@@ -187,7 +187,7 @@ def test_a_payload_that_is_cut_off_leaves_no_job(start):
     client.expect("welcome")
     job = drills.job()
     client.channel.sock.sendall(encode({"type": "job", "id": job.id, "job": job.to_json()}, 1000) + bytes(500))
-    wait_until(lambda: (node.spool / "jobs" / job.id).exists())
+    wait_until((node.spool / "jobs" / job.id).exists)
     client.channel.close()
     wait_until(lambda: not (node.spool / "jobs" / job.id).exists())
     assert Client(node).expect("welcome")["queued"] == []

@@ -81,7 +81,7 @@ def test_a_group_that_is_gone_is_as_good_as_removed(tmp_path):
     limits.remove_path(tmp_path / "testbed-gone")
 
 
-# ── v2, on plain trees ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── v2, on plain trees ────────────────────────────────────────────────────────────────────────────────────────────────
 def tree2(folder, controllers="cpu memory", enabled="", inside=()):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cgroup.controllers").write_text(controllers)
@@ -116,7 +116,7 @@ def test_v2_a_group_shared_with_others_cannot_have_capped_children(tmp_path):
 
 def test_v2_without_the_memory_controller_the_message_gives_the_way_out(tmp_path):
     root = tree2(tmp_path / "cgroup", controllers="hugetlb")
-    with pytest.raises(LimitError, match="run as root, or on cgroup v2.*--no-cap"):
+    with pytest.raises(LimitError, match=r"run as root, or on cgroup v2.*--no-cap"):
         limits.find_parent(root, membership(tmp_path, "/"))
 
 
