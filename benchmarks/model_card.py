@@ -82,7 +82,6 @@ def measure(folder: Path, recipe: Recipe, only: str | None = None) -> str:
             accuracy = _lora(source, data, recipe)
             rows.append((name, loss, accuracy))
     bag, majority = bag_of_words(data, recipe.seed), majority_class(data)
-    machine = describe_machine()
     lines = [
         "| from | held-out loss, nats per token | LoRA accuracy on held-out texts |",
         "|---|---|---|",
@@ -90,13 +89,21 @@ def measure(folder: Path, recipe: Recipe, only: str | None = None) -> str:
         f"| bag of words (TF-IDF, logistic regression) | – | {bag:.3f} |",
         f"| majority class | – | {majority:.3f} |",
         "",
-        f"{len(data.train)} training texts, {len(data.held_out)} held-out texts of {len(data.classes)} classes; LoRA rank "
-        f"{recipe.rank} on all linear maps and a new head, {recipe.epochs:g} epochs, batch {recipe.batch_size}, length "
-        f"{recipe.length}, AdamW, learning rate {recipe.learning_rate:g} falling linearly, dropout {recipe.dropout}, "
-        f"seed {recipe.seed}. Measured with torch {torch.__version__} on {machine['cpu']}, {machine['cores']} cores "
-        f"({platform.system()} {machine['architecture']}).",
+        _conditions(data, recipe),
     ]
     return "\n".join(lines)
+
+
+def _conditions(data: DataSet, recipe: Recipe) -> str:
+    machine = describe_machine()
+    return (
+        f"{len(data.train)} training texts, {len(data.held_out)} held-out texts of {len(data.classes)} classes. LoRA: "
+        f"rank {recipe.rank} on all linear maps and a new head, {recipe.epochs:g} epochs, batch {recipe.batch_size}, "
+        f"length {recipe.length}, AdamW, learning rate {recipe.learning_rate:g} falling linearly, dropout "
+        f"{recipe.dropout}, seed {recipe.seed}. Bag of words sees the whole texts. Measured with torch "
+        f"{torch.__version__} on {machine['cpu']}, {machine['cores']} cores ({platform.system()} "
+        f"{machine['architecture']})."
+    )
 
 
 def _random_copy(folder: Path) -> Path:

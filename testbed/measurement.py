@@ -44,6 +44,7 @@ class Measurement:
     seconds: float | None = None
     limit_bytes: int | None = None
     baseline_bytes: int | None = None  # anonymous memory of the loaded, empty trainer
+    accelerator_peak_bytes: int | None = None  # held at most by the caching allocator; None without an accelerator
     bytes_down: int = 0
     bytes_up: int = 0
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from testbed.config import format_bytes
 from testbed.errors import PlanError, UsageError
 from testbed.inventory import Inventory
 from testbed.job import REFUSED
 from testbed.method import Method, ModelShape, Submodel, Workload
 from testbed.model.footprint import Baseline, Footprint, predict
+from testbed.quantities import bytes_text
 from testbed.run import PLANNED, ClientPlan, Plan
 
 
@@ -42,7 +42,8 @@ def make_plan(
     fits: dict[str, ClientPlan] = {}
     for index, name in enumerate(place_clients(inventory)):
         if name not in fits:  # the clients of a device share its budget, in turns
-            fits[name] = fit(method, shape, work, devices[name].budget.memory_bytes, baselines[name])
+            own = replace(work, accelerator=devices[name].accelerator)
+            fits[name] = fit(method, shape, own, devices[name].budget.memory_bytes, baselines[name])
         clients.append(
             replace(
                 fits[name],
@@ -85,21 +86,23 @@ def _planned(submodel: Submodel, footprint: Footprint, budget_bytes: int) -> Cli
         outcome=PLANNED,
         submodel=submodel,
         predicted_bytes=footprint.bytes,
+        predicted_peak_bytes=footprint.unreclaimable_bytes,
         predicted_phase=footprint.largest.name,
         parts={phase.name: dict(phase.parts) for phase in footprint.phases},
     )
 
 
 def _refused(smallest: Footprint, budget_bytes: int, baseline: Baseline) -> ClientPlan:
-    if budget_bytes < baseline.bytes:
+    runtime = baseline.bytes + baseline.first_step_bytes + baseline.library_bytes
+    if budget_bytes < runtime:
         reason = (
-            f"its budget of {format_bytes(budget_bytes)} is below the runtime alone "
-            f"(an empty trainer takes {format_bytes(baseline.bytes)})"
+            f"its budget of {bytes_text(budget_bytes)} is below what the runtime takes without any model, "
+            f"{bytes_text(runtime)}"
         )
     else:
         reason = (
-            f"the smallest submodel of this method needs {format_bytes(smallest.bytes)} "
-            f"(phase {smallest.largest.name}), its budget is {format_bytes(budget_bytes)}"
+            f"the smallest submodel of this method needs {bytes_text(smallest.bytes)} "
+            f"(phase {smallest.largest.name}), its budget is {bytes_text(budget_bytes)}"
         )
     return ClientPlan(
         index=-1,
@@ -122,9 +125,9 @@ def refit(
     The measured peak over the prediction says by how much this device needs more than was predicted; the budget is
     scaled by that before the next choice is made.  A choice that is not smaller than the last one is passed over.
     """
-    if client.submodel is None or client.predicted_bytes is None:
+    if client.submodel is None or client.predicted_peak_bytes is None:
         return client
-    above = max(1, measured_bytes - baseline.bytes) / max(1, client.predicted_bytes - baseline.bytes)
+    above = max(1, measured_bytes - baseline.bytes) / max(1, client.predicted_peak_bytes - baseline.bytes)
     scale = max(above, 1.0)
     current = client.submodel
     for submodel in _smaller(method.choices(shape), current):
@@ -142,7 +145,7 @@ def refit(
         client,
         outcome=REFUSED,
         submodel=None,
-        reason=f"it ran out of memory at {format_bytes(measured_bytes)} and no smaller submodel fits",
+        reason=f"it ran out of memory at {bytes_text(measured_bytes)} and no smaller submodel fits",
     )
 
 

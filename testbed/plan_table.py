@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from testbed.prepare import Prepared
     from testbed.run import ClientPlan
 
-_COLUMNS = ("device", "clients", "examples", "trains", "largest phase", "predicted", "budget", "headroom")
-_NUMBERS = frozenset({"clients", "examples", "predicted", "budget", "headroom"})
+_COLUMNS = ("Device", "Clients", "Examples", "Blocks", "Phase", "Needs", "Budget", "Headroom")
+_NUMBERS = frozenset({"Clients", "Examples", "Needs", "Budget", "Headroom"})
 
 
 def plan_as_json(prepared: Prepared) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def plan_as_json(prepared: Prepared) -> dict[str, Any]:
 def plan_table(prepared: Prepared) -> RenderableType:
     """One row per device (its clients share its budget, in turns); below, what its largest phase is made of."""
     clients = prepared.plan.clients
-    table = Table(title=f"Plan of {prepared.config.method}", title_justify="left")
+    table = Table(title=f"plan of {prepared.config.method}", title_justify="left", box=SIMPLE_HEAD, padding=0)
     for heading in _COLUMNS:
         table.add_column(heading, justify="right" if heading in _NUMBERS else "left", overflow="fold")
     notes = []
@@ -51,7 +52,7 @@ def _row(device: str, own: Sequence[ClientPlan], blocks: int) -> list[str]:
         device,
         str(len(own)),
         str(sum(client.examples for client in own)),
-        _trains(first, blocks),
+        _kept(first, blocks),
         first.predicted_phase or DASH,
         bytes_text(needed),
         bytes_text(first.budget_bytes),
@@ -59,14 +60,14 @@ def _row(device: str, own: Sequence[ClientPlan], blocks: int) -> list[str]:
     ]
 
 
-def _trains(client: ClientPlan, blocks: int) -> str:
+def _kept(client: ClientPlan, blocks: int) -> str:
     if client.submodel is None:
         return "refused"
     kept = client.submodel.blocks
     if all(block.whole for block in kept):
-        return f"{len(kept)} of {blocks} blocks"
+        return f"{len(kept)} of {blocks}"
     attention, forward = (sum(part in block.parts for block in kept) for part in (ATTENTION, FEED_FORWARD))
-    return f"{attention} attention, {forward} feed-forward of {blocks}"
+    return f"{attention} attention, {forward} feed-forward"
 
 
 def _note(client: ClientPlan) -> Text:

@@ -137,7 +137,7 @@ def model_folder(name: str) -> Path:
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"model {name!r}: expected a folder with config.json and safetensors files, there is no "
-            f"{folder / 'config.json'}; give the path of a model's folder, or leave --model out for the quickstart model"
+            f"{folder / 'config.json'}; give the path of a model's folder, or leave --model out"
         )
     return folder
 

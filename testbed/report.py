@@ -235,7 +235,7 @@ def _device(name: str, stored: Mapping[str, Any], plan: Mapping[str, Any], resul
         jobs=len(jobs),
         finished=len(finished),
         budget_bytes=budget,
-        predicted_bytes=_largest(client.get("predicted_bytes") for client in clients),
+        predicted_bytes=_largest(client.get("predicted_peak_bytes") for client in clients),
         peak_median_bytes=median(peaks) if peaks else None,
         peak_worst_bytes=bounds.estimate_bytes if bounds else None,
         peak_lower_bytes=bounds.lower_bytes if bounds else None,
@@ -274,7 +274,7 @@ def _predicted(plan: Mapping[str, Any], result: Result) -> int | None:
     entries = [client for client in plan.get("clients", ()) if client["index"] == result.client]
     refits = [c for c in plan.get("refits", ()) if c["index"] == result.client and c["from_round"] <= result.round]
     latest = [*entries, *refits][-1:]
-    return latest[0].get("predicted_bytes") if latest else None
+    return latest[0].get("predicted_peak_bytes") if latest else None
 
 
 # ── outcomes ────────────────────────────────────────────────────────────────────────────────────────────────────────

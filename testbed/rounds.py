@@ -66,6 +66,7 @@ class Run:
     baselines: Mapping[str, Baseline]
     engine: JobRunner
     watcher: Watcher
+    accelerators: Mapping[str, str] = field(default_factory=dict)  # device → "cuda", where it has one
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,7 @@ def _job(run: Run, progress: Progress, order: Order, rate: float) -> Job:
         block if block.content else replace(block, content=run.base.blocks[block.position])
         for block in order.submodel.blocks
     )
+    device = _current_plans(run.plan, progress.refitted)[order.client].device
     return Job(
         id=_job_id(run, progress.next_round, order),
         run=run.folder.run_id,
@@ -225,7 +227,7 @@ def _job(run: Run, progress: Progress, order: Order, rate: float) -> Job:
         outside=run.base.outside,
         submodel=replace(order.submodel, blocks=blocks),
         shard=run.shards[order.client],
-        work=run.work,
+        work=replace(run.work, accelerator=run.accelerators.get(device, "cpu")),
         steps=run.config.steps,
         learning_rate=rate,
         seed=run.config.seed,

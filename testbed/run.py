@@ -22,17 +22,17 @@ class RunConfig:
     task: str = SEQUENCE_CLASSIFICATION
     data: Mapping[str, Any] = field(default_factory=dict)  # fields of data.DataSpec that differ from the defaults
     partition: Mapping[str, Any] = field(default_factory=dict)  # … of data.PartitionSpec
-    rounds: int = 10
+    rounds: int = 8
     participants: float = 1.0  # a fraction (≤ 1), or a count (> 1)
     min_participants: int = 1
-    steps: int = 8
-    batch_size: int = 8
-    length: int = 128
+    steps: int = 4
+    batch_size: int = 16
+    length: int = 64
     learning_rate: float = 2e-3
     final_learning_rate: float = 2e-4
     schedule: str = "cosine"  # over rounds; constant within a round
     seed: int = 0
-    evaluate_every: int = 5
+    evaluate_every: int = 4
     job_timeout_seconds: float = 600.0
     dtype: str = "float32"
     holding: str = RESIDENT
@@ -68,7 +68,8 @@ class ClientPlan:
     budget_bytes: int
     outcome: str  # PLANNED or job.REFUSED
     submodel: Submodel | None = None
-    predicted_bytes: int | None = None
+    predicted_bytes: int | None = None  # what the budget must hold: unreclaimable memory and the working set of files
+    predicted_peak_bytes: int | None = None  # … of which unreclaimable: what the measured estimate is compared with
     predicted_phase: str | None = None
     parts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # phase → part → bytes
     needed_bytes: int | None = None  # of the smallest choice, where refused

@@ -142,6 +142,7 @@ def _federate(prepared: Prepared, folder: RunFolder, watcher: Watcher) -> State:
                 baselines=prepared.baselines,
                 engine=engine,
                 watcher=watcher,
+                accelerators={device.name: device.accelerator for device in prepared.inventory},
             )
         )
 

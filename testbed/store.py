@@ -327,6 +327,14 @@ def list_runs(runs_dir: Path) -> list[RunRow]:
     return index.rows()
 
 
+def newest_of_each_method(runs_dir: Path) -> list[str]:
+    """The newest finished run of every method, in the order in which they ended; raises StoreError without any."""
+    newest = {row.method: row.run for row in list_runs(runs_dir) if row.state == FINISHED}
+    if not newest:
+        raise StoreError(f"there is no finished run in {runs_dir}; `testbed run-method METHOD` makes one")
+    return sorted(newest.values(), key=lambda run: run.split("-", 1)[1])
+
+
 def reindex(runs_dir: Path) -> int:
     """Build the index again from the folders; gives the number of runs."""
     folders = [RunFolder(path) for path in run_folders(runs_dir)]

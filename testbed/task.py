@@ -180,9 +180,7 @@ def write_shard(path: Path, examples: Sequence[Example], task: str, labels: int 
     return Shard.of(examples, task, labels).save(path)
 
 
-def batch_indices(
-    shard_len: int, batch_size: int, seed: int, round_index: int, client: int, step: int
-) -> list[int]:
+def batch_indices(shard_len: int, batch_size: int, seed: int, round_index: int, client: int, step: int) -> list[int]:
     """Examples of local step `step` (from 0 in every round): one shuffled pass over the shard after the other.
 
     Pure integers and the same on every machine.  A shard smaller than a batch gives all of its examples.

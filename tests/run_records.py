@@ -30,7 +30,8 @@ def planned(index: int, on: str, budget_mib: int, predicted_mib: int, blocks: in
         budget_bytes=budget_mib * MIB,
         outcome=PLANNED,
         submodel=Submodel.first(blocks),
-        predicted_bytes=predicted_mib * MIB,
+        predicted_bytes=(predicted_mib + 100) * MIB,
+        predicted_peak_bytes=predicted_mib * MIB,
         predicted_phase="train",
         parts={"train": {"weights": 100 * MIB, "logits": 30 * MIB}},
     ).to_json()

@@ -158,9 +158,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "content", "settings", "message"), BAD)
-def test_bad_data_is_told_in_one_message(  # noqa: PLR0917 -- a row of the table
-    tmp_path, monkeypatch, tokenizer, name, content, settings, message
-):
+def test_bad_data_is_told_in_one_message(tmp_path, monkeypatch, tokenizer, name, content, settings, message):
     monkeypatch.chdir(tmp_path)
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -160,7 +160,7 @@ def test_the_peak_shown_is_the_highest_seen(view):
 
 def test_a_new_client_on_a_device_starts_without_the_old_ones_step(view):
     view.event("orin-1", 3, "load", None)
-    assert drawn(view, 130)[2].split()[:6] == ["orin-1", "load", "3", "2", "–", "–"]  # noqa: RUF001 -- the dash
+    assert drawn(view, 130)[2].split()[:6] == ["orin-1", "load", "3", "2", "–", "–"]
 
 
 def test_the_live_watcher_draws_and_leaves_the_last_picture(clock):

@@ -47,14 +47,16 @@ def rewritten(change):
         tensors = load_file(path)
         change(tensors)
         save_file(tensors, path)
-        specs = tuple(replace(spec, shape=tuple(tensors[spec.name].shape)) for spec in result.tensors if spec.name in tensors)
+        specs = tuple(
+            replace(spec, shape=tuple(tensors[spec.name].shape)) for spec in result.tensors if spec.name in tensors
+        )
         return replace(result, tensors=specs), path
 
     return spoil
 
 
 def first(tensors):
-    return sorted(tensors)[0]
+    return min(tensors)
 
 
 def put_nan(tensors):
@@ -120,7 +122,7 @@ def test_too_few_updates_leave_the_state_as_it_was_and_the_run_goes_on(tmp_path)
 def test_a_run_in_which_nobody_finishes_is_given_up_with_the_causes(tmp_path):
     run = run_of(Lora(rank=2), tmp_path, rounds=9)
     run.engine.absent = {0, 1, 2, 3}
-    with pytest.raises(PlanError, match="no client finished in 2 rounds in a row.*unreachable: no answer"):
+    with pytest.raises(PlanError, match=r"no client finished in 2 rounds in a row.*unreachable: no answer"):
         federate(run)
     assert len(run.folder.results()) == 8
 
@@ -128,7 +130,11 @@ def test_a_run_in_which_nobody_finishes_is_given_up_with_the_causes(tmp_path):
 def test_refit_gives_a_client_that_ran_out_of_memory_a_smaller_submodel(tmp_path):
     run = run_of(FedPruner(rank=2), tmp_path, rounds=2, refit=True)
     run.plan = replace(
-        run.plan, clients=tuple(replace(c, predicted_bytes=300 * MIB, budget_bytes=320 * MIB) for c in run.plan.clients)
+        run.plan,
+        clients=tuple(
+            replace(c, predicted_bytes=300 * MIB, predicted_peak_bytes=300 * MIB, budget_bytes=320 * MIB)
+            for c in run.plan.clients
+        ),
     )
     run.baselines = {"here": Baseline(200 * MIB, 0)}
 

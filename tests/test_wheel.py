@@ -74,5 +74,13 @@ def test_inventory_finds_its_files_outside_the_clone(run):
     assert len(devices) == 4
 
 
+def test_a_run_is_planned_outside_the_clone_with_the_model_that_comes_along(run, tmp_path):
+    rows = [{"text": f"text number {index}", "label": "ab"[index % 2]} for index in range(80)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = json.loads(run("run-method", "fedpruner", "--data", "data.jsonl", "--dry-run", "--json"))
+    assert plan["model"] == {"name": "quickstart", "blocks": 12}
+    assert {client["outcome"] for client in plan["clients"]} == {"planned"}
+
+
 def test_methods_are_found_outside_the_clone(run):
     assert "lora" in [method["name"] for method in json.loads(run("methods", "--json"))]

@@ -102,7 +102,7 @@ def find(model: PreTrainedModel) -> Anatomy:
         names = ", ".join(name for name, _ in best) or "none"
         raise ModelError(f"{type(model).__name__}: one list of transformer blocks is needed, found {names}")
     prefix, blocks = best[0]
-    return Anatomy(prefix, blocks, post_norm=not _norm_follows(model, prefix))
+    return Anatomy(prefix, blocks, post_norm=not norm_follows(model, prefix))
 
 
 def _is_block_list(module: nn.Module) -> bool:
@@ -111,7 +111,7 @@ def _is_block_list(module: nn.Module) -> bool:
     return len({type(block) for block in module}) == 1 and bool(_attention_names(module[0]))
 
 
-def _norm_follows(model: PreTrainedModel, prefix: str) -> bool:
+def norm_follows(model: PreTrainedModel, prefix: str) -> bool:
     """Whether a final norm stands beside the block list: then every block leaves its residual sum un-normed."""
     parent = model.get_submodule(prefix.rpartition(".")[0])
     return any(is_norm(child) for child in parent.children())

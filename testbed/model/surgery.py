@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from testbed.errors import WireError
+from torch.nn import ModuleList
+
+from testbed.errors import ModelError, WireError
 from testbed.method import ATTENTION
 from testbed.model import blocks
 from testbed.model.submodel import prune_part
@@ -19,12 +21,15 @@ if TYPE_CHECKING:
 
 def post_norm(built: Built) -> bool:
     """Whether norms stand behind the residual sums (BERT), so that a part's output is the residual stream itself."""
-    return blocks.find(built.model).post_norm
+    return not blocks.norm_follows(built.model, built.prefix)
 
 
-def block_list(built: Built) -> nn.ModuleList:
+def block_list(built: Built) -> ModuleList:
     """The kept blocks, in their order, as the model's forward walks them."""
-    return blocks.find(built.model).blocks
+    kept = built.model.get_submodule(built.prefix)
+    if not isinstance(kept, ModuleList):
+        raise ModelError(f"{built.prefix} is no list of blocks")
+    return kept
 
 
 def part_modules(built: Built, block: nn.Module) -> dict[str, nn.Module]:
@@ -42,18 +47,27 @@ def part_modules(built: Built, block: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def without(built: Built, index: int, parts: Collection[str]) -> Iterator[None]:
-    """Inside, these parts of the block at `index` (of the kept ones) are left out: only the residual stream passes."""
+    """Inside, these parts of the block at `index` (of the kept ones) are left out: only the residual stream passes.
+
+    The modules stay where they are, with their weights (a streamed block goes on being filled and freed); only what
+    they compute changes.
+    """
     behind = post_norm(built)
     block = block_list(built)[index]
-    children = dict(block.named_children())
+    changed = []
     for part, names in blocks.part_names(block, post_norm=behind).items():
         if part in parts:
+            children = {name: block.get_submodule(name) for name in names}
             prune_part(block, names, attention=part == ATTENTION, post_norm=behind)
+            for name, child in children.items():
+                child.forward = block.get_submodule(name).forward
+                setattr(block, name, child)
+                changed.append(child)
     try:
         yield
     finally:
-        for name, child in children.items():
-            setattr(block, name, child)
+        for child in changed:
+            del child.forward
 
 
 def add_to_weight(built: Built, name: str, delta: Tensor) -> None:

@@ -61,6 +61,7 @@ class Task:
                 "seconds": sum(phase["seconds"] for phase in self.phases if phase["name"] != "idle"),
                 "limit_bytes": where["limit_bytes"],
                 "baseline_bytes": where["baseline_bytes"],
+                "accelerator_peak_bytes": produced.get("accelerator_peak_bytes"),
                 "bytes_down": 0,  # whoever sees the whole frames counts them
                 "bytes_up": 0,
             },

@@ -12,7 +12,7 @@ import hashlib
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -22,6 +22,7 @@ from testbed.errors import TestbedError
 from testbed.job import OUT_OF_MEMORY, Job
 from testbed.model.held import HeldWeights
 from testbed.model.tensorfile import WORDS
+from testbed.node import accelerator
 from testbed.node.link import AgentLink, Assignment
 from testbed.node.workplace import Workplace
 from testbed.plugins import restore_method
@@ -36,7 +37,9 @@ def main() -> None:
     """Serve jobs until the agent closes the link."""
     transformers.logging.set_verbosity_error()
     link = AgentLink.connect()
-    torch.set_num_threads(link.settings["threads"])
+    settings = link.settings
+    torch.set_num_threads(settings["threads"])
+    accelerator.set_limit(settings["accelerator"], settings["memory_bytes"])
     gc.freeze()  # what is imported is never garbage: the collection after every job need not look at it
     link.ready({"torch": torch.__version__, "transformers": transformers.__version__})
     weights = HeldWeights()
@@ -59,17 +62,34 @@ def _serve(link: AgentLink, assignment: Assignment, weights: HeldWeights) -> Non
         link.done(assignment.id)
 
 
+class _Synchronised:
+    """The link, told of a phase only when the accelerator has finished the one before."""
+
+    def __init__(self, link: AgentLink, accelerator_name: str) -> None:
+        self._link, self._accelerator = link, accelerator_name
+
+    def phase(self, name: str) -> None:
+        accelerator.synchronise(self._accelerator)
+        self._link.phase(name)
+
+    def progress(self, **figures: Any) -> None:
+        self._link.progress(**figures)
+
+
 def _run(link: AgentLink, assignment: Assignment, weights: HeldWeights) -> None:
     link.phase("load")
     job = Job.from_json(assignment.job)
+    told = _Synchronised(link, job.work.accelerator)
+    accelerator.reset_peak(job.work.accelerator)
     method = restore_method(job.method, job.settings)
     state = Path("state") / str(job.client)
     content = Path(link.settings["content"])
-    workplace = Workplace(job, content, assignment.payload, state, weights, link)
+    workplace = Workplace(job, content, assignment.payload, state, weights, told)
     try:
         update = method.work(workplace)
-        link.phase("send")
-        _write(assignment, update, keep_state(update, state), workplace.tokens)
+        told.phase("send")
+        peak = accelerator.peak_bytes(job.work.accelerator)
+        _write(assignment, update, keep_state(update, state), workplace.tokens, peak)
     finally:
         workplace.release()
 
@@ -89,7 +109,7 @@ def keep_state(update: Update, folder: Path) -> str | None:
     return name
 
 
-def _write(assignment: Assignment, update: Update, state: str | None, tokens: int) -> None:
+def _write(assignment: Assignment, update: Update, state: str | None, tokens: int, peak: int | None) -> None:
     tensors = {name: part.tensor.detach().cpu().contiguous() for name, part in sorted(update.tensors.items())}
     save_file(tensors, assignment.update)
     assignment.write_result(
@@ -107,6 +127,7 @@ def _write(assignment: Assignment, update: Update, state: str | None, tokens: in
                 for name, tensor in tensors.items()
             ],
             "state": state,
+            "accelerator_peak_bytes": peak,
         }
     )
 

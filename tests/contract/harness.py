@@ -133,7 +133,7 @@ def run_of(method, folder: Path, *, clients=4, rounds=2, seed=0, keep=None, **co
     choices = list(method.choices(base.shape))
     submodel = choices[0] if keep is None else next(c for c in choices if len(c.blocks) == keep)
     plan = Plan(tuple(
-        ClientPlan(c, "here", len(shards[c]), 1 << 30, PLANNED, submodel, 0, "train") for c in range(clients)
+        ClientPlan(c, "here", len(shards[c]), 1 << 30, PLANNED, submodel) for c in range(clients)
     ))  # fmt: skip
     settings = RunConfig(
         method="under test", settings=dataclasses.asdict(method), rounds=rounds, seed=seed,
