@@ -166,7 +166,9 @@ def _choose(rows: Sequence[Row], per_class: int | None, limit: int | None) -> li
         if per_class is None or seen[label] < per_class:
             seen[label] += 1
             chosen.append(place)
-    return [rows[place] for place in sorted(chosen[:limit])]
+    if limit is not None:  # drawn anew: common classes reached their share first, and would crowd the others out
+        chosen = [chosen[index] for index in shuffled(len(chosen), "limit")[:limit]]
+    return [rows[place] for place in sorted(chosen)]
 
 
 def _classes(spec: DataSpec, train: Sequence[Row], held_out: Sequence[Row]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -34,6 +34,8 @@ class PhaseMeasurement:
     name: str
     seconds: float
     peak: PeakMemory = field(default_factory=PeakMemory)
+    #: Raw samples: seconds since the phase began; VmHWM, anonymous, file and unreclaimable bytes.
+    trace: tuple[tuple[float, int, int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Measurement:
     accelerator_peak_bytes: int | None = None  # held at most by the caching allocator; None without an accelerator
     bytes_down: int = 0
     bytes_up: int = 0
+
+    def without_traces(self) -> Measurement:
+        """The same figures without the raw samples that they came from."""
+        return replace(self, phases=tuple(replace(phase, trace=()) for phase in self.phases))
 
     @property
     def largest(self) -> PhaseMeasurement | None:
@@ -79,7 +85,10 @@ class Measurement:
     def from_json(cls, data: dict[str, Any]) -> Measurement:
         """The reverse of `dataclasses.asdict`."""
         phases = tuple(
-            PhaseMeasurement(phase["name"], phase["seconds"], PeakMemory(**phase["peak"])) for phase in data["phases"]
+            PhaseMeasurement(
+                phase["name"], phase["seconds"], PeakMemory(**phase["peak"]), tuple(map(tuple, phase.get("trace", ())))
+            )
+            for phase in data["phases"]
         )
         return cls(**{**data, "phases": phases})
 

@@ -287,7 +287,8 @@ def _refitted(run: Run, progress: Progress, results: Sequence[Result]) -> tuple[
             client = plans[result.client]
             peak = result.measurement.peak
             measured = peak.estimate_bytes or peak.upper_bytes or client.budget_bytes
-            smaller = refit(run.method, run.base.shape, run.work, client, run.baselines[client.device], measured)
+            work = replace(run.work, accelerator=run.accelerators.get(client.device, "cpu"))
+            smaller = refit(run.method, run.base.shape, work, client, run.baselines[client.device], measured)
             refitted[client.index] = smaller
             run.folder.record_refit(progress.next_round + 1, smaller.to_json())
     return tuple(refitted.values())

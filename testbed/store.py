@@ -222,8 +222,11 @@ class RunFolder:
     def record_result(self, result: Result) -> None:
         """Keep one job's result; a job that runs again after a resume replaces its own."""
         path = self.path / "results" / f"{_file_name(result.job)}.json"
-        write_json(path, result.to_json())
-        self._unsynced.add(path)
+        write_json(path, replace(result, measurement=result.measurement.without_traces()).to_json())
+        samples = self.path / "samples" / f"{_file_name(result.job)}.csv"
+        with disk_errors_in_words(samples):
+            samples.write_text("".join(_sample_lines(result)), encoding="utf-8")
+        self._unsynced |= {path, samples}
 
     def results(self) -> list[Result]:
         """Every job's result, by round, client and job id."""
@@ -346,6 +349,14 @@ def reindex(runs_dir: Path) -> int:
         index = RunIndex(runs_dir)
     index.replace_all(folder.index_rows() for folder in folders)
     return len(folders)
+
+
+def _sample_lines(result: Result) -> Iterator[str]:
+    """The raw samples of a job, one a line; `seconds` since the beginning of the phase, counted from 0 in the job."""
+    yield "phase,name,seconds,vmhwm_bytes,anonymous_bytes,file_bytes,unreclaimable_bytes\n"
+    for number, phase in enumerate(result.measurement.phases):
+        for row in phase.trace:
+            yield f"{number},{phase.name},{','.join(map(str, row))}\n"
 
 
 def _is_run(path: Path) -> bool:

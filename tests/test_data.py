@@ -372,3 +372,14 @@ print(reached, telemetry.FLWR_TELEMETRY_ENABLED)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] 0"
+
+
+def test_a_limit_beside_a_share_per_class_leaves_every_class_its_part():
+    from testbed.data import _choose
+    from testbed.data_sources import Row
+
+    rows = [Row(f"text {index}", label="common" if index % 10 else "rare") for index in range(2000)]
+    chosen = _choose(rows, 100, 100)
+    counts = {label: sum(row.label == label for row in chosen) for label in ("common", "rare")}
+    assert sum(counts.values()) == 100
+    assert min(counts.values()) >= 30

@@ -19,6 +19,7 @@ PROC = Path("/proc")
 _KIB = 1024
 #: Written to clear_refs: start a new VmHWM, touch nothing else.
 _RESET_HIGH_WATER = b"5"
+_MAX_TRACE = 1000
 
 
 def parse_status(data: bytes | None) -> dict[str, int]:
@@ -72,6 +73,8 @@ class PhaseMeter:
         self.name = name
         self._start = time.monotonic()
         self._samples = 0
+        self._trace: list[tuple[float, int, int, int, int]] = []
+        self._every = 1  # of the samples, this one is kept in the trace
         self._lower: int | None = None
         self._nearest: Sample | None = None  # the sample with the most resident memory
         self._high_water: int | None = None
@@ -100,7 +103,7 @@ class PhaseMeter:
         if dead is not None and self._exact:
             self._high_water = max(self._high_water or 0, dead)
         peak = self._peak("vmhwm" if exact else "sampled")
-        return {"name": self.name, "seconds": max(0.0, now - self._start), "peak": peak}
+        return {"name": self.name, "seconds": max(0.0, now - self._start), "peak": peak, "trace": self._trace}
 
     @property
     def estimate_bytes(self) -> int | None:
@@ -119,6 +122,16 @@ class PhaseMeter:
             self._nearest = sample
         self._high_water = max(self._high_water or 0, mark)
         self._lower = max(self._lower or 0, sample.unreclaimable)
+        if self._samples % self._every == 0:
+            self._keep(sample)
+
+    def _keep(self, sample: Sample) -> None:
+        """Add to the trace; one that has grown long keeps every second sample, so that the agent stays small."""
+        at = round(time.monotonic() - self._start, 4)
+        self._trace.append((at, sample.high_water, sample.anonymous, sample.file, sample.unreclaimable))
+        if len(self._trace) > _MAX_TRACE:
+            self._trace = self._trace[::2]
+            self._every *= 2
 
     def _peak(self, estimate_source: str) -> dict[str, Any]:
         upper = self.group.peak() if self.group is not None else None

@@ -97,7 +97,7 @@ class Task:
 
 def unmetered(name: str, seconds: float) -> dict[str, Any]:
     """A phase in which the trainer had no part: its time, and no memory."""
-    return {"name": name, "seconds": seconds, "peak": _NOTHING}
+    return {"name": name, "seconds": seconds, "peak": _NOTHING, "trace": []}
 
 
 def _signal_name(number: int) -> str:
