@@ -131,10 +131,8 @@ def _facts(run: RunSummary) -> list[tuple[str, str]]:
         facts.append((f"to {run.target.accuracy:g}", _target_text(run)))
     return [
         *facts,
-        (
-            "sent",
-            f"{bytes_text(run.bytes_down)} down, {bytes_text(run.bytes_up)} up; {bytes_text(run.deployed_bytes)} deployed",
-        ),
+        ("sent", f"{bytes_text(run.bytes_down)} down, {bytes_text(run.bytes_up)} up"),
+        ("deployed", bytes_text(run.deployed_bytes)),
         ("speed", f"{number_text(run.tokens_per_second, 0)} tokens/s"),
         ("devices", _circumstances(run)),
     ]

@@ -51,7 +51,7 @@ def test_inventory_as_json_has_base_units(capsys):
     assert main(["inventory", "--json", "--only", "raspberry-pi"]) == 0
     devices = json.loads(capsys.readouterr().out)
     assert [device["name"] for device in devices] == ["raspberry-pi-5", "raspberry-pi-4"]
-    assert devices[0]["budget"] == {"memory_bytes": 620 << 20, "cores": None}
+    assert devices[0]["budget"] == {"memory_bytes": 640 << 20, "cores": None}
 
 
 def test_only_may_be_repeated(capsys):

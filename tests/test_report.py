@@ -247,9 +247,15 @@ def test_the_command_reports_by_the_beginning_of_an_id(lora, pruner):
 def test_the_command_refuses_what_makes_no_sense(lora):
     folder = str(lora.path.parent)
     assert CliRunner().invoke(report, ["lora", "--runs", folder, "--json", "--csv"]).exit_code == 2
-    assert CliRunner().invoke(report, ["--runs", folder]).exit_code == 2
     with pytest.raises(StoreError, match="there is no run 'lore'; did you mean"):
         CliRunner().invoke(report, ["lore", "--runs", folder], catch_exceptions=False)
+
+
+def test_without_a_run_the_newest_finished_run_of_every_method_is_shown(lora, pruner, tmp_path):
+    told = CliRunner().invoke(report, ["--runs", str(tmp_path), "--json"], catch_exceptions=False)
+    assert {run["run"] for run in json.loads(told.stdout)["runs"]} == {LORA, PRUNER}
+    empty = CliRunner().invoke(report, ["--runs", str(tmp_path / "nowhere")])
+    assert isinstance(empty.exception, StoreError)
 
 
 def test_the_command_lists_runs(lora, pruner, tmp_path):

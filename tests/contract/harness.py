@@ -23,6 +23,14 @@ from testbed.store import RunFolder
 from testbed.task import Example, Shard
 from testbed.updates import write_tensors
 
+_STEPS = {
+    "steps": 4,
+    "batch_size": 16,
+    "length": 16,
+    "learning_rate": 2e-2,
+    "final_learning_rate": 5e-3,
+    "evaluate_every": 1,
+}
 CLASSES = 4
 VOCABULARY = 64
 BLOCKS = 4
@@ -137,7 +145,7 @@ def run_of(method, folder: Path, *, clients=4, rounds=2, seed=0, keep=None, **co
     ))  # fmt: skip
     settings = RunConfig(
         method="under test", settings=dataclasses.asdict(method), rounds=rounds, seed=seed,
-        **{"steps": 4, "batch_size": 16, "length": 16, "learning_rate": 2e-2, "final_learning_rate": 5e-3, **config},
+        **{**_STEPS, **config},
     )  # fmt: skip
     runs = folder / "runs"
     record = RunRecord({"clients": []}, {"method": "under test"}, {}, {})
