@@ -47,7 +47,7 @@ class EmulatedNode:
 
     def __init__(self, device: Device, settings: NodeSettings) -> None:
         self.name = device.name
-        self.folder = settings.folder / device.name
+        self.folder = settings.folder.absolute() / device.name  # the trainer works in a folder of its own
         self.spool = self.folder / "spool"
         self.content = self.folder / "content"
         self.connection = LocalConnection()
