@@ -166,13 +166,18 @@ class FedPruner(LoraMethod):
         job = workplace.job
         if "keep" not in job.scalars:
             return self.train(workplace, job.submodel)
-        workplace.phase("probe")
-        units = [tuple(unit) for unit, _ in job.scalars["keep"]]
-        probe = probe_blocks(self, workplace, units, self.samples, losses=self.importance == "leave_one_out")
-        kept = {tuple(unit): self._select(workplace, probe, tuple(unit), count) for unit, count in job.scalars["keep"]}
+        kept = self._probe(workplace)
         workplace.phase("load")
         submodel = _submodel(kept, {block.position: block for block in job.submodel.blocks})
         return self.train(workplace, submodel, kept=_kept_to_json(kept), probed=job.scalars["round"])
+
+    def _probe(self, workplace: Workplace) -> dict[tuple[str, ...], list[int]]:
+        """What to keep, from a look at the whole model; nothing of that look is left when training begins."""
+        workplace.phase("probe")
+        keep = [(tuple(unit), count) for unit, count in workplace.job.scalars["keep"]]
+        losses = self.importance == "leave_one_out"
+        probe = probe_blocks(self, workplace, [unit for unit, _ in keep], self.samples, losses=losses)
+        return {unit: self._select(workplace, probe, unit, count) for unit, count in keep}
 
     def _select(self, workplace: Workplace, probe: Probe, unit: tuple[str, ...], count: int) -> list[int]:
         """One member of each of `count` groups (FDLO), by its importance inside the group (IALS)."""

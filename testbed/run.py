@@ -22,7 +22,7 @@ class RunConfig:
     task: str = SEQUENCE_CLASSIFICATION
     data: Mapping[str, Any] = field(default_factory=dict)  # fields of data.DataSpec that differ from the defaults
     partition: Mapping[str, Any] = field(default_factory=dict)  # … of data.PartitionSpec
-    rounds: int = 8
+    rounds: int = 6
     participants: float = 1.0  # a fraction (≤ 1), or a count (> 1)
     min_participants: int = 1
     steps: int = 4
@@ -32,7 +32,7 @@ class RunConfig:
     final_learning_rate: float = 2e-4
     schedule: str = "cosine"  # over rounds; constant within a round
     seed: int = 0
-    evaluate_every: int = 4
+    evaluate_every: int = 3
     job_timeout_seconds: float = 600.0
     dtype: str = "float32"
     holding: str = RESIDENT
