@@ -41,7 +41,7 @@ MARKS = ("<!-- figures -->", "<!-- /figures -->")
 class Recipe:
     """Centralised LoRA: all linear maps and the new head, AdamW, learning rate warmed up and falling linearly."""
 
-    epochs: float = 2.0
+    epochs: float = 1.0
     batch_size: int = 16
     length: int = 128
     rank: int = 16
