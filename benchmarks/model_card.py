@@ -15,8 +15,10 @@ import hashlib
 import json
 import platform
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -24,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from testbed.baselines import bag_of_words, majority_class
 from testbed.cache import cache_folder
 from testbed.data import DataSet, DataSpec, load_data
+from testbed.data_sources import Row
 from testbed.environment import describe_machine
 from testbed.evaluate import evaluate_snapshot
 from testbed.method import CAUSAL_LM, SEQUENCE_CLASSIFICATION, Submodel, Workload
@@ -31,7 +34,7 @@ from testbed.model.checkpoint import BaseModel, ContentStore
 from testbed.model.submodel import build
 from testbed.plugins import make_method
 from testbed.prepare import QUICKSTART, model_folder, tokenizer_of
-from testbed.task import Quality, batch_indices
+from testbed.task import Example, Quality, batch_indices
 from testbed.task import loss as task_loss
 
 MARKS = ("<!-- figures -->", "<!-- /figures -->")
@@ -89,16 +92,32 @@ def measure(folder: Path, recipe: Recipe, only: str | None = None) -> str:
             accuracy = _kept(source, data, recipe)
             rows.append((name, loss, accuracy))
     bag, majority = bag_of_words(data, recipe.seed), majority_class(data)
+    same_tokens = bag_of_words(_cut(data, tokenizer), recipe.seed)
     lines = [
         "| from | held-out loss, nats per token | LoRA accuracy on held-out texts |",
         "|---|---|---|",
         *(f"| {name} weights | {loss:.3f} | {accuracy:.3f} |" for name, loss, accuracy in rows),
-        f"| bag of words (TF-IDF, logistic regression) | – | {bag:.3f} |",
+        f"| bag of words (TF-IDF, logistic regression), whole texts | – | {bag:.3f} |",
+        f"| bag of words on the tokens that the model sees | – | {same_tokens:.3f} |",
         f"| majority class | – | {majority:.3f} |",
         "",
         _conditions(data, recipe),
     ]
     return "\n".join(lines)
+
+
+def _cut(data: DataSet, tokenizer: Any) -> DataSet:
+    """The same texts, cut to what the model sees of them."""
+
+    def cut(rows: Sequence[Row], examples: Sequence[Example]) -> tuple[Row, ...]:
+        return tuple(
+            replace(row, text=tokenizer.decode(example.ids, skip_special_tokens=True))
+            for row, example in zip(rows, examples, strict=True)
+        )
+
+    return replace(
+        data, train_rows=cut(data.train_rows, data.train), held_out_rows=cut(data.held_out_rows, data.held_out)
+    )
 
 
 def _conditions(data: DataSet, recipe: Recipe) -> str:
@@ -107,7 +126,7 @@ def _conditions(data: DataSet, recipe: Recipe) -> str:
         f"{len(data.train)} training texts, {len(data.held_out)} held-out texts of {len(data.classes)} classes. LoRA: "
         f"rank {recipe.rank} on all linear maps and a new head, {recipe.epochs:g} epochs, batch {recipe.batch_size}, "
         f"length {recipe.length}, AdamW, learning rate {recipe.learning_rate:g} falling linearly, dropout "
-        f"{recipe.dropout}, seed {recipe.seed}. Bag of words sees the whole texts. Measured with torch "
+        f"{recipe.dropout}, seed {recipe.seed}. Measured with torch "
         f"{torch.__version__} on {machine['cpu']}, {machine['cores']} cores ({platform.system()} "
         f"{machine['architecture']})."
     )
