@@ -259,11 +259,13 @@ class Method(ABC):
             if name not in state.tensors:
                 raise WireError(f"client {update.client}: it sent {name!r}, which is no tensor of this run's state")
             part, whole = update.read(name), tuple(state.tensors[name].shape)
-            ranges = part.ranges or tuple((0, size) for size in whole)
-            inside = all(0 <= start <= stop <= size for (start, stop), size in zip(ranges, whole, strict=False))
+            ranges = tuple((0, size) for size in whole) if part.ranges is None else part.ranges
+            inside = len(ranges) == len(whole) and all(
+                0 <= start <= stop <= size for (start, stop), size in zip(ranges, whole, strict=False)
+            )
             if not inside or tuple(part.tensor.shape) != tuple(stop - start for start, stop in ranges):
                 raise WireError(
-                    f"client {update.client}: {name!r} has the shape {tuple(part.tensor.shape)} over {ranges}, "
+                    f"client {update.client}: {name} has the shape {tuple(part.tensor.shape)} over {ranges}, "
                     f"expected a piece of {whole}"
                 )
 

@@ -48,17 +48,6 @@ def _mean(name: str, value: Tensor, received: Sequence[Received]) -> Tensor:
     return mean.to(value.dtype)
 
 
-def check_update(current: Mapping[str, Tensor], update: Received) -> None:
-    """Raise WireError for an update with an unknown tensor, one of another shape, or a value that is not finite."""
-    for name in update.names:
-        if name not in current:
-            raise WireError(f"client {update.client} sent {name}, which is not part of the model's state")
-        part = update.read(name)
-        region(part, current[name], f"client {update.client}: {name}")
-        if not torch.isfinite(part.tensor).all():
-            raise WireError(f"client {update.client}: {name} has values that are not finite (the training diverged)")
-
-
 def region(part: Part, whole: Tensor, what: str) -> tuple[slice, ...]:
     """Where a part lies in the whole tensor.  Raises WireError, beginning with `what`, when it does not fit."""
     ranges = part.ranges if part.ranges is not None else tuple((0, size) for size in whole.shape)

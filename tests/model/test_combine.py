@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from methods.lora import Lora
 from testbed.errors import WireError
-from testbed.method import Part
-from testbed.model.combine import check_update, state_hash, weighted_mean
+from testbed.method import Part, State
+from testbed.model.combine import state_hash, weighted_mean
+from testbed.updates import check_finite
 
 
 @dataclass
@@ -57,6 +59,12 @@ def test_the_type_stays_and_equal_updates_change_nothing():
     mean = weighted_mean({"w": value}, [Sent(client, client + 1, {"w": Part(value)}) for client in range(5)])
     assert mean["w"].dtype == torch.bfloat16
     assert torch.equal(mean["w"], value)
+
+
+def check_update(current, update):
+    """What the round loop asks of every update before it is combined."""
+    Lora().verify(State(current), update)
+    check_finite(update)
 
 
 @pytest.mark.parametrize(
