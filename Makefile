@@ -1,6 +1,6 @@
 # make demo   set up .venv, then run two methods on four emulated boards and compare them
 # make test   set up .venv with the developers' tools, then every check
-# make lock   write requirements*.lock from pyproject.toml (keeps versions that still fit; delete a lock to renew it)
+# make lock   write the locks from pyproject.toml, of nodes too (keeps versions that still fit; delete a lock to renew it)
 # make schema write the JSON Schemas of inventory files from testbed/config.py
 # make clean  remove .venv and caches
 
@@ -75,10 +75,16 @@ $(VENV)/.test-ready: $(VENV)/.demo-ready requirements-dev.lock
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-package torch \
   --custom-compile-command "make lock" --extra controller
+# What a node needs without torch, with the controller's versions where its Python is as new.
+NODE_LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-package torch \
+  --no-annotate --custom-compile-command "make lock" --constraint $(VENV)/node-constraints.txt
 
 lock: $(VENV)/.test-ready
 	$(LOCK) pyproject.toml --output-file requirements.lock
 	$(LOCK) --extra dev --constraint requirements.lock pyproject.toml --output-file requirements-dev.lock
+	@sed -n "s/^\([a-z0-9._-]*==[^ ]*\) ; \(.*\) \\\\$$/\1 ; python_full_version >= '3.11' and (\2)/p" requirements.lock \
+	  > $(VENV)/node-constraints.txt
+	echo pip | $(NODE_LOCK) pyproject.toml - --output-file inventory/node-requirements.lock
 
 schema: $(VENV)/.test-ready
 	$(BIN)/python tests/test_schema.py

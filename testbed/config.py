@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from testbed.byte_text import EXPECTED, PATTERN, format_bytes, parse_bytes
 from testbed.errors import ConfigError
-from testbed.inventory import Budget, Device, HardwareProfile, Inventory, PowerRail
+from testbed.inventory import DEVICE_FOLDER, Access, Budget, Device, HardwareProfile, Inventory, PowerRail
 from testbed.package_data import data_folder
 from testbed.plugins import device_kinds
 from testbed.spelling import did_you_mean
@@ -97,6 +97,45 @@ class DeviceEntry(FileModel):
         default=None, title='"cpu" or "cuda"', description="Where its trainer computes."
     )
 
+    host: str | None = Field(
+        default=None,
+        title="a name that ssh knows, such as orin-1 or 192.0.2.7",
+        description="Where to reach it over SSH; without it the device's own name, or for an emulated device this "
+        "machine.",
+    )
+    user: str | None = Field(default=None, title="a login name", description="Who logs in; else ssh's configuration.")
+    port: int | None = Field(
+        default=None, ge=1, le=65535, title="a port number", description="Of its SSH server; else ssh's configuration."
+    )
+    ssh_config: str | None = Field(
+        default=None,
+        title="the path of an ssh configuration file",
+        description="Instead of ~/.ssh/config; relative to this file.",
+    )
+    become: bool | None = Field(
+        default=None, title="true or false", description="Whether provisioning may use sudo there (default: true)."
+    )
+    via: str | None = Field(
+        default=None,
+        title="the name of another device",
+        description="Fetch blocks and wheels through that device of the same site, where the uplink is thin.",
+    )
+    python: str | None = Field(
+        default=None,
+        title="the path of an interpreter on the device",
+        description="One that has everything installed; without it provisioning makes an environment.",
+    )
+    folder: str | None = Field(
+        default=None,
+        title="a path on the device",
+        description=f"Where the testbed keeps its files there (default: {DEVICE_FOLDER} below the user's home).",
+    )
+    power_mode: str | None = Field(
+        default=None,
+        title="the name of a power mode such as 15W",
+        description="Set by provisioning; without it left as it is.",
+    )
+
 
 class InventoryFile(FileModel):
     """The devices of a lab."""
@@ -121,6 +160,11 @@ class ProfileFile(FileModel):
     usable_memory: Bytes = Field(title=EXPECTED, description="MemTotal, as Linux sees it.")
     cores: int = Field(ge=1, title="a whole number from 1")
     architecture: str = Field(default="aarch64", title="a machine name such as aarch64")
+    compatible: list[str] = Field(
+        default=[],
+        title="a list of texts such as p3767-0005",
+        description="The board's device tree names one of them as `compatible`; without it that is not looked at.",
+    )
     accelerator: Literal["cuda"] | None = Field(default=None, title='"cuda", or nothing')
     accelerator_detail: str | None = Field(default=None, title="text")
     rails: dict[str, str] = Field(
@@ -159,6 +203,8 @@ def load_inventory(path: Path) -> Inventory:
     """Read an inventory file with its profiles; raises ConfigError."""
     file = read_file(path, InventoryFile, "an inventory")
     devices = [_device(path, name, entry, file.defaults) for name, entry in file.devices.items()]
+    for device in devices:
+        _check_via(path, device, devices)
     return Inventory(tuple(devices), source=str(path))
 
 
@@ -225,9 +271,52 @@ def _device(path: Path, name: str, own: DeviceEntry, defaults: DeviceEntry) -> D
         accelerator=entry.accelerator or "cpu",
         threads=entry.threads or 1,
         tags=frozenset(entry.tags or ()),
+        access=_access(path, name, entry),
+        python=entry.python,
+        folder=entry.folder or DEVICE_FOLDER,
+        power_mode=entry.power_mode,
     )
     _check_fits_board(path, device)
     return device
+
+
+def _access(path: Path, name: str, entry: DeviceEntry) -> Access | None:
+    """How to reach it; an emulated device without a host is on the controller's own machine."""
+    if entry.host is None and entry.kind == "emulated":
+        return None
+    config = str((path.parent / Path(entry.ssh_config).expanduser()).absolute()) if entry.ssh_config else None
+    return Access(
+        host=entry.host or name,
+        user=entry.user,
+        port=entry.port,
+        ssh_config=config,
+        become=entry.become is not False,
+        via=entry.via,
+    )
+
+
+def _check_via(path: Path, device: Device, devices: Sequence[Device]) -> None:
+    via = device.access.via if device.access is not None else None
+    others = [other.name for other in devices if other.access is not None and other.name != device.name]
+    if via is not None and via not in others:
+        raise ConfigError(_unknown(path, ("devices", device.name, "via"), via, others))
+    for other in devices:
+        if other.name == via:
+            _check_way(path, device, other)
+
+
+def _check_way(path: Path, device: Device, through: Device) -> None:
+    """One step, and to another machine: else content would go round in circles, or nowhere."""
+    here, there = device.access, through.access
+    if here is None or there is None:
+        return
+    keys = ("devices", device.name, "via")
+    if there.via is not None:
+        what = f"a device without a `via` of its own ({through.name} has `via: {there.via}`)"
+        raise ConfigError(complaint(path, keys, what, through.name))
+    if (here.host, here.port) == (there.host, there.port):
+        what = f"a device on another host ({through.name} is on {there.host} too; leave `via` out)"
+        raise ConfigError(complaint(path, keys, what, through.name))
 
 
 def _merged(own: DeviceEntry, defaults: DeviceEntry) -> DeviceEntry:

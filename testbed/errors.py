@@ -7,7 +7,13 @@ TestbedError            whatever a user can be told in one message
 ├── ModelError          a base model that cannot be read, or whose structure was not found
 ├── PlanError           nobody can take part, or too few
 ├── LimitError          the memory of a trainer cannot be capped here
+├── LabError            a virtual lab that cannot be made here, or is not in the state that was expected
 ├── DeviceError         a device that cannot be reached or whose agent does not answer
+│   ├── HostKeyError    a device whose host key is unknown or has changed: nothing was executed there
+│   ├── RightError      a right that is lacking on a device: which one, and what it was for
+│   ├── LockedError     a device that another run holds
+│   ├── BoardError      another board than the one that was expected behind an address
+│   └── DiskError       a device whose disk takes no more
 ├── WireError           a frame, file or update that is not what it says it is
 └── StoreError          the results cannot be written or read
 """
@@ -45,8 +51,32 @@ class LimitError(TestbedError):
     """The memory of a trainer cannot be capped here."""
 
 
+class LabError(TestbedError):
+    """A virtual lab that cannot be made here, or is not in the state that was expected."""
+
+
 class DeviceError(TestbedError):
     """A device that cannot be reached or whose agent does not answer."""
+
+
+class HostKeyError(DeviceError):
+    """A device whose host key is unknown or has changed: nothing was executed there."""
+
+
+class RightError(DeviceError):
+    """A right that is lacking on a device: which one, and what it was for."""
+
+
+class LockedError(DeviceError):
+    """A device that another run holds."""
+
+
+class BoardError(DeviceError):
+    """Another board than the one that was expected behind an address."""
+
+
+class DiskError(DeviceError):
+    """A device whose disk takes no more."""
 
 
 class WireError(TestbedError):

@@ -33,6 +33,7 @@ class HardwareProfile:
     usable_memory_bytes: int
     cores: int
     architecture: str = "aarch64"
+    compatible: tuple[str, ...] = ()  # one of these is part of the device tree's `compatible`; (): nothing is expected
     accelerator: str | None = None  # "cuda" or None
     accelerator_detail: str | None = None  # cores and architecture, for people
     rails: tuple[PowerRail, ...] = ()
@@ -56,6 +57,22 @@ class Budget:
     cores: float | None = None
 
 
+#: Below the home of the login user: content, code, environment and runs of the testbed on a device.
+DEVICE_FOLDER = ".local/share/edge-testbed"
+
+
+@dataclass(frozen=True)
+class Access:
+    """How the controller reaches a machine over SSH; what is None here, the user's SSH configuration decides."""
+
+    host: str  # the name that `ssh -G` is asked about
+    user: str | None = None
+    port: int | None = None
+    ssh_config: str | None = None  # a file instead of ~/.ssh/config
+    become: bool = True  # False: never use sudo there
+    via: str | None = None  # a device of the same site that content is fetched through, where the uplink is thin
+
+
 @dataclass(frozen=True)
 class Device:
     """One board of the inventory."""
@@ -68,6 +85,10 @@ class Device:
     accelerator: str = "cpu"
     threads: int = 1
     tags: frozenset[str] = field(default_factory=frozenset)
+    access: Access | None = None  # None: the controller's own machine
+    python: str | None = None  # an interpreter on the device with everything installed; None: what provisioning made
+    folder: str = DEVICE_FOLDER  # absolute, or below the login user's home
+    power_mode: str | None = None  # by name; None: left as it is
 
 
 @dataclass(frozen=True)
@@ -113,6 +134,7 @@ def inventory_from_json(record: Mapping[str, Any]) -> Inventory:
                 **device,
                 "profile": _profile_from_json(device["profile"]),
                 "budget": Budget(**device["budget"]),
+                "access": Access(**device["access"]) if device.get("access") else None,
                 "tags": frozenset(device["tags"]),
             }
         )

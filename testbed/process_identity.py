@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,14 @@ class ProcessIdentity:
     def alive(self) -> bool:
         """False for a process of this machine that has ended, and for one of an earlier boot or another machine."""
         return self.boot == _boot() and _start_of(self.pid) == self.started
+
+
+def login_name() -> str:
+    """Whose processes these are; the number where it has no name, as it may be in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _boot() -> str:

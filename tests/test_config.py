@@ -69,6 +69,12 @@ def test_a_profile_beside_the_inventory_hides_the_catalogue(tmp_path):
     assert only.profile.usable_memory_bytes == 7000 * MIB
 
 
+SITE = """\
+defaults: {kind: generic, profile: jetson_orin_nano_8gb, budget: {memory: "4 GiB"}}
+devices:
+  far: {host: a, via: gate}
+  gate: {host: HOST}
+"""
 BROKEN = {
     "wrong unit": (
         device("budget: {memory: 4gb}"),
@@ -185,6 +191,14 @@ BROKEN = {
     "broken YAML": ("devices: {orin-1: [}", "expected YAML, got an error in line 1, column 20"),
     "two documents": ("devices: {}\n---\ndevices: {}\n", "expected YAML, got an error in line 2"),
     "a Python object": ("devices: !!python/object:os.system {}", "expected YAML, got an error in line 1"),
+    "a way through a device that has one itself": (
+        SITE.replace("HOST", "b").replace("gate: {", "gate: {via: far, "),
+        "devices.far.via: expected a device without a `via` of its own (gate has `via: far`), got",
+    ),
+    "a way through a device on the same host": (
+        SITE.replace("HOST", "a"),
+        "devices.far.via: expected a device on another host (gate is on a too; leave `via` out), got",
+    ),
     "a control character": ("devices: \x07", "expected YAML, got"),
 }
 

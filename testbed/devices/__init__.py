@@ -11,65 +11,79 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from testbed.errors import UsageError
 
 if TYPE_CHECKING:
     import socket
 
+    from testbed.code_wheel import CodeWheel
+    from testbed.devices._site import Site
     from testbed.inventory import Device
 
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """What an agent is told, beside what the device's own budget says."""
+    """What an agent is told, beside what the device's own budget says; None: the device's kind decides."""
 
     run: str
-    folder: Path  # everything of the run on this device lies below folder / device name
+    folder: Path  # on this machine, everything of the run lies below folder / device name
     trainer: str = "testbed.node.trainer"
     capped: bool = True
-    orphan_seconds: float = 5.0
+    orphan_seconds: float | None = None  # … without contact, after which an agent ends
+    reconnect_seconds: float | None = None  # … for which contact that was lost is looked for again
     sample_seconds: float = 0.05
-    python: str = sys.executable
+    python: str = sys.executable  # of this machine
     code: tuple[str, ...] = ()  # folders with modules that are not installed
+    wheel: CodeWheel | None = None  # our code, for other machines
     cgroup_parent: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # device → its fact sheet
+    private: frozenset[str] = frozenset()  # contents that go to their device directly, whatever `via` says: shards
+    others: tuple[Device, ...] = ()  # devices that do not take part; content may come through them
 
 
 class Node(Protocol):
-    """A device while our software runs on it."""
+    """A device while our software runs on it.  Whatever may wait is called by one thread at a time."""
 
     name: str
-    spool: Path
-    content: Path
+    machine: str  # nodes of one machine share its cores and memory; "" is the controller's own
+    reconnect_seconds: float
+    silence_seconds: float  # after a ping, without an answer, until the link counts as dead
+    deployed_bytes: int  # so far: code, blocks and shards
+    site: Site | None  # what many devices are sent comes this way
 
-    def prepare(self) -> None:
-        """Make the folders and write the agent's settings; cleans up after an agent that was killed."""
+    def hold(self) -> None:
+        """Be connected, and hold the device for the run.
 
-    def alive(self) -> bool:
-        """Whether an agent is at work on the spool."""
+        Raises LockedError when another run holds it, BoardError when it is another board than the one that was made
+        ready, HostKeyError or RightError, DeviceError when it is out of reach.
+        """
 
-    def begin_start(self) -> None:
-        """Start an agent, and do not wait for it."""
+    def reach(self, contents: Mapping[str, Path]) -> socket.socket:
+        """A channel to an agent on the run's spool, started where none lives, with the contents (hash → file) there.
 
-    def finish_start(self) -> None:
-        """Wait until it listens; raises LimitError or DeviceError when it cannot."""
+        Raises what `hold` raises, and LimitError when memory cannot be capped there.
+        """
 
-    def attach(self) -> socket.socket:
-        """A channel to the living agent; raises OSError when there is none."""
+    def holds(self, contents: Iterable[str]) -> bool:
+        """Whether the contents are known to be there; asks nobody."""
 
-    def wait_gone(self, patience_seconds: float) -> bool:
-        """Whether the agent has ended within that time; what it could not remove itself is removed then."""
+    def deploy(self, contents: Mapping[str, Path]) -> None:
+        """Make the contents present."""
+
+    def forget(self) -> None:
+        """What was known to be there may not be so any more."""
 
     def kill(self) -> None:
         """End an agent that does not answer, and remove what it leaves; raises DeviceError when it cannot be ended."""
 
-    def missing(self, hashes: Iterable[str]) -> tuple[str, ...]:
-        """Those of the contents that are not on the node."""
+    def leave(self, patience_seconds: float) -> None:
+        """Tell an agent to stop, end it if it does not; let go of the device, and hang up."""
 
-    def put_content(self, content: str, path: Path) -> None:
-        """Put a content there, under its hash."""
+    def hang_up(self) -> None:
+        """Let go of a connection that has broken; the next verb makes a new one."""
 
 
 def make_node(device: Device, settings: NodeSettings) -> Node:

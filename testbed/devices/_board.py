@@ -1,0 +1,79 @@
+"""A node that is reached over SSH: what boards, and emulated devices on other hosts, have in common.
+
+Below `folder` of the device (default: .local/share/edge-testbed below the login user's home):
+
+    content/<sha256>         base-model blocks, shards and wheels: sent once, shared by all runs
+    code/<sha256>/           our packages, unpacked from the wheel of that hash
+    env/                     the virtual environment that provisioning made
+    runs/<run>/spool/        of the agent
+    lock.json                which run holds the device
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from testbed.devices._agent_node import AgentNode, Patience, Place
+from testbed.devices._machine import OtherMachine
+from testbed.errors import DeviceError
+
+if TYPE_CHECKING:
+    from testbed.connection import Connection
+    from testbed.devices import NodeSettings
+    from testbed.inventory import Device
+
+#: A link that was lost is looked for so long: a board that restarts is back by then.
+_PATIENCE = Patience(orphan_seconds=1800.0, reconnect_seconds=120.0, silence_seconds=6.0)
+_NO_CODE = "0" * 64
+
+
+def node(device: Device, settings: NodeSettings) -> AgentNode:
+    """A board: the whole machine is the device, and one run at a time has it."""
+    return remote_node(device, settings, board=True)
+
+
+def remote_node(device: Device, settings: NodeSettings, *, board: bool) -> AgentNode:
+    """The node of a device that has an access; without `board` it shares its machine with others."""
+    access = device.access
+    if access is None:
+        raise DeviceError(f"device {device.name}: it is no emulated device, and the inventory has no host for it")
+    where = place(device, settings, board=board)
+
+    def connect() -> Connection:
+        from testbed.ssh import connect as log_in  # and paramiko with it
+
+        return log_in(device.name, access)
+
+    return AgentNode(
+        device,
+        settings,
+        OtherMachine(device.name, connect, where.python, where.code),
+        where,
+        _PATIENCE,
+        machine=f"board {device.name}" if board else access.host,
+    )
+
+
+def place(device: Device, settings: NodeSettings, *, board: bool) -> Place:
+    """Where things are on a device."""
+    root = folder(device)
+    run = f"{root}/runs/{settings.run}" + ("" if board else f"/{device.name}")
+    wheel = settings.wheel.sha256 if settings.wheel is not None else _NO_CODE
+    return Place(
+        spool=f"{run}/spool",
+        content=f"{root}/content",
+        code=f"{root}/code/{wheel}",
+        python=python(device),
+        lock=f"{root}/lock.json" if board else None,
+        remote=True,
+    )
+
+
+def folder(device: Device) -> str:
+    """The testbed's folder on the device, "~/…" where it is below the login user's home."""
+    return device.folder if device.folder.startswith(("/", "~/")) else f"~/{device.folder}"
+
+
+def python(device: Device) -> str:
+    """The interpreter that agent and trainer are run with."""
+    return device.python or f"{folder(device)}/env/bin/python"
