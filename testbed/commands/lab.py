@@ -1,0 +1,194 @@
+"""`testbed lab`: hosts of our own on this machine, to rehearse on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from testbed.commands._options import Command, json_option
+
+if TYPE_CHECKING:
+    from testbed.lab.host import NamespaceHost
+    from testbed.lab.lab import Lab
+    from testbed.lab.link import LinkShape
+
+
+@click.group("lab")
+def command() -> None:
+    """Rehearse on a virtual lab: hosts with an address, an SSH server, users and a memory cap of their own.
+
+    The hosts live in namespaces of this machine, on a network of their own: they reach each other and this machine,
+    and nothing else.  They can wear the face of a board (a persona).  Making and changing them needs root.
+    """
+
+
+def _folder_option(made: Command) -> Command:
+    return click.option(
+        "--folder",
+        type=click.Path(path_type=Path),
+        help="The lab's folder [default: lab, in the cache of the testbed].",
+    )(made)
+
+
+def _shape_options(made: Command) -> Command:
+    loss = click.option("--loss", metavar="SHARE", help='Packets dropped in each direction, such as "1%".')
+    delay = click.option("--delay", metavar="TIME", help='Delay in each direction, such as "50ms".')
+    bandwidth = click.option("--bandwidth", metavar="RATE", help='Limit in each direction, such as "20mbit".')
+    return bandwidth(delay(loss(made)))
+
+
+@command.command("up")
+@click.option("--devices", type=click.IntRange(min=1), help="Hosts [default: one per --persona, else 3].")
+@click.option(
+    "--persona", "personas", metavar="NAME", multiple=True,
+    help="The face that hosts wear, by turns: a board's, or plain; may be repeated [default: one of each board].",
+)  # fmt: skip
+@click.option("--memory", metavar="SIZE", help='Memory cap of every host, such as "2 GiB" [default: the persona\'s].')
+@_shape_options
+@click.option("--subnet", default="10.99.0.0/24", show_default=True, help="Network of the lab.")
+@click.option("--boot-delay", default="1s", show_default=True, metavar="TIME", help="How long a reboot takes.")
+@_folder_option
+def up(
+    devices: int | None, personas: tuple[str, ...], memory: str | None, subnet: str, boot_delay: str,
+    folder: Path | None, **shape: str | None,
+) -> None:  # fmt: skip
+    """Make a lab, and an inventory that works at once with --inventory."""
+    from testbed.byte_text import parse_bytes
+    from testbed.lab.lab import Lab, default_folder
+    from testbed.lab.link import parse_delay
+    from testbed.lab.wish import LabWish
+
+    wish = LabWish(
+        devices=devices,
+        personas=personas,
+        memory_bytes=None if memory is None else parse_bytes(memory),
+        shape=_shape(**shape),
+        subnet=subnet,
+        boot_delay_seconds=parse_delay(boot_delay),
+    )
+    lab = Lab.up(folder or default_folder(), wish)
+    _print(lab)
+    click.echo(f"\ninventory: {lab.inventory}\nlog in:    ssh -F {lab.ssh_config} {lab.hosts[0].name}")
+
+
+@command.command("down")
+@_folder_option
+def down(folder: Path | None) -> None:
+    """Remove a lab: processes, network, cgroups, files; also one of which half is gone."""
+    from testbed.lab.lab import default_folder, take_down
+
+    folder = folder or default_folder()
+    take_down(folder)
+    click.echo(f"The lab in {folder} is gone.")
+
+
+@command.command("status")
+@json_option
+@_folder_option
+def status(as_json: bool, folder: Path | None) -> None:
+    """Show the hosts of a lab, and how each of them is."""
+    lab = _open(folder)
+    if as_json:
+        click.echo(json.dumps(_data(lab), indent=2, ensure_ascii=False))
+    else:
+        _print(lab)
+
+
+@command.command("shape")
+@click.argument("host")
+@_shape_options
+@_folder_option
+def shape(host: str, folder: Path | None, **options: str | None) -> None:
+    """Give HOST's link another bandwidth, delay and loss; what is not named is lifted."""
+    _open(folder).host(host).shape(_shape(**options))
+
+
+def _verb(name: str, do: Callable[[NamespaceHost], None], text: str) -> None:
+    @click.argument("hosts", metavar="HOST...", nargs=-1, required=True)
+    @_folder_option
+    def run(hosts: tuple[str, ...], folder: Path | None) -> None:
+        lab = _open(folder)
+        for host in [lab.host(name) for name in hosts]:
+            do(host)
+
+    command.command(name, help=text)(run)
+
+
+def _reboot(host: NamespaceHost) -> None:
+    host.reboot()
+    _wait_up(host)
+
+
+def _start(host: NamespaceHost) -> None:
+    host.start()
+    _wait_up(host)
+
+
+def _wait_up(host: NamespaceHost) -> None:
+    """A host that is cut off cannot answer."""
+    if host.state().connected:
+        host.wait_up()
+
+
+_verb("cut", lambda host: host.cut(), "Pull the network cable of each HOST.")
+_verb("mend", lambda host: host.mend(), "Put the network cable of each HOST back.")
+_verb("freeze", lambda host: host.freeze(), "Stop every process of each HOST where it is.")
+_verb("thaw", lambda host: host.thaw(), "Let the processes of each HOST go on.")
+_verb("reboot", _reboot, "Reboot each HOST: its disk stays, /tmp and everything that ran is gone.")
+_verb("stop", lambda host: host.stop(), "Pull the plug of each HOST.")
+_verb("start", _start, "Switch each HOST on.")
+
+
+def _open(folder: Path | None) -> Lab:
+    from testbed.lab.lab import Lab, default_folder
+
+    return Lab.open(folder or default_folder())
+
+
+def _shape(bandwidth: str | None, delay: str | None, loss: str | None) -> LinkShape:
+    from testbed.lab.link import LinkShape, parse_bandwidth, parse_delay, parse_loss
+
+    return LinkShape(
+        bits_per_second=None if bandwidth is None else parse_bandwidth(bandwidth),
+        delay_seconds=0.0 if delay is None else parse_delay(delay),
+        loss=0.0 if loss is None else parse_loss(loss),
+    )
+
+
+def _data(lab: Lab) -> dict[str, Any]:
+    return {
+        "folder": str(lab.folder),
+        "inventory": str(lab.inventory),
+        "ssh_config": str(lab.ssh_config),
+        "subnet": lab.spec.subnet,
+        "controller": lab.spec.controller,
+        "delay_by": lab.spec.delay_by,
+        "hosts": [{**asdict(host.spec), **asdict(host.state())} for host in lab.hosts],
+    }
+
+
+def _print(lab: Lab) -> None:
+    from testbed.commands._table import show, table
+
+    headings = ("host", "persona", "address", "state", "link", "memory", "problem")
+    show(table(headings, [_row(host) for host in lab.hosts]))
+    click.echo(_how_shaped(lab))
+
+
+def _row(host: NamespaceHost) -> tuple[str, ...]:
+    from testbed.quantities import bytes_text
+
+    spec, state = host.spec, host.state()
+    link = str(state.shape) if state.connected else "cut"
+    memory = f"{bytes_text(state.used_bytes)} of {bytes_text(spec.memory_bytes)}"
+    return (spec.name, spec.persona or "plain", spec.address, state.state, link, memory, state.problem or "")
+
+
+def _how_shaped(lab: Lab) -> str:
+    delay = {"netem": "the kernel's netem", "relay": "a relay of ours on TAP devices (the kernel has no netem)"}
+    return f"Bandwidth is limited by the kernel's tbf; delay and loss come from {delay[lab.spec.delay_by]}."
