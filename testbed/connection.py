@@ -5,147 +5,143 @@ Here: the controller's own machine.  Another way (SSH) is another class with the
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
+import shlex
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from testbed.errors import DeviceError
+from testbed.errors import DeviceError, RightError
 
 
-class Starting(Protocol):
-    """A command that was started detached."""
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
 
-    def first_line(self, patience_seconds: float) -> str:
-        """What it says when it is ready ("" when it ended without a word); raises DeviceError when that takes long."""
-
-    def wait(self, patience_seconds: float) -> bool:
-        """Whether it has ended within that time."""
-
-    def close(self) -> None:
-        """Let go of it; it may live on."""
+    exit_code: int
+    output: str
+    errors: str
 
 
 class Connection(Protocol):
-    """The verbs that devices are driven with; paths are the device's own."""
+    """The verbs that devices are driven with; paths are the device's own, and "~/" is the login user's home there."""
 
-    def run(self, command: Sequence[str], patience_seconds: float = 60.0) -> str:
-        """Run a command and give its output; raises DeviceError when it fails or takes longer."""
+    name: str  # of the device, for messages
 
-    def start(self, command: Sequence[str], log: Path) -> Starting:
-        """Start a command that outlives the connection; what it writes to stderr goes to `log`."""
+    def run(
+        self, command: Sequence[str], patience_seconds: float = 60.0, *, data: bytes = b"", become: bool = False
+    ) -> str:
+        """Run a command with `data` as its input, give its output.
+
+        Raises DeviceError when it fails, takes longer (it is then ended, there too) or the device is out of reach;
+        RightError when `become` (root by sudo) is refused.
+        """
+
+    def attempt(
+        self, command: Sequence[str], patience_seconds: float = 60.0, *, data: bytes = b"", become: bool = False
+    ) -> Ran:
+        """The same for a command that may fail: its exit code is an answer."""
 
     def missing(self, paths: Iterable[Path]) -> list[Path]:
         """Those of the files that are not there, in one round trip."""
 
-    def put(self, source: Path, target: Path) -> None:
-        """Copy a file of the controller to the device; it appears there whole, or not at all."""
+    def put(self, source: Path, target: Path) -> int:
+        """Copy a file of the controller to the device; it appears there whole and verified, or not at all.
+
+        A transfer that broke off goes on where it stopped.  Gives the bytes that travelled.
+        """
 
     def get(self, source: Path, target: Path) -> None:
-        """Copy a file of the device to the controller."""
+        """Copy a file of the device to the controller, whole or not at all."""
 
-    def open_channel(self, folder: Path, name: str) -> socket.socket:
-        """Connect to a Unix socket on the device; raises OSError when nobody listens."""
+    def open_channel(self, command: Sequence[str]) -> socket.socket:
+        """Start a command there; what is sent goes to its input, what it writes comes back, and no more than that."""
+
+    def close(self) -> None:
+        """Hang up."""
 
 
 class LocalConnection:
     """The controller's own machine."""
 
-    def run(self, command: Sequence[str], patience_seconds: float = 60.0) -> str:
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=patience_seconds, check=True)
-        except subprocess.TimeoutExpired:
-            raise DeviceError(f"{' '.join(command)}: no end after {patience_seconds:.0f} s") from None
-        except subprocess.CalledProcessError as error:
-            raise DeviceError(f"{' '.join(command)}: exit code {error.returncode}: {error.stderr.strip()}") from None
-        except OSError as error:
-            raise DeviceError(f"{' '.join(command)}: {error.strerror}") from None
-        return done.stdout
+    def __init__(self, name: str = "this machine") -> None:
+        self.name = name
+        self._channels: list[subprocess.Popen[bytes]] = []
 
-    def start(self, command: Sequence[str], log: Path) -> LocalStarting:
+    def run(
+        self, command: Sequence[str], patience_seconds: float = 60.0, *, data: bytes = b"", become: bool = False
+    ) -> str:
+        ran = self.attempt(command, patience_seconds, data=data, become=become)
+        if ran.exit_code:
+            raise DeviceError(f"{self.name}: {shlex.join(command)}: exit code {ran.exit_code}: {ran.errors.strip()}")
+        return ran.output
+
+    def attempt(
+        self, command: Sequence[str], patience_seconds: float = 60.0, *, data: bytes = b"", become: bool = False
+    ) -> Ran:
+        argv = _expanded(command)
+        if become and os.geteuid() != 0:
+            self._may_become(argv)
+            argv = ["sudo", "-n", "--", *argv]
         try:
-            with log.open("ab") as errors:
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    start_new_session=True,  # Ctrl-C is for the controller; it tells the others
-                )
+            done = subprocess.run(argv, input=data, capture_output=True, timeout=patience_seconds, check=False)
+        except subprocess.TimeoutExpired:
+            told = f"{self.name}: {shlex.join(command)}: no end after {patience_seconds:.0f} s"
+            raise DeviceError(told) from None
         except OSError as error:
-            raise DeviceError(f"{command[0]} cannot be started: {error.strerror}") from None
-        return LocalStarting(process)
+            return Ran(127, "", f"{argv[0]}: {error.strerror}")
+        return Ran(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
     def missing(self, paths: Iterable[Path]) -> list[Path]:
-        return [path for path in paths if not path.exists()]
+        return [path for path in paths if not path.expanduser().exists()]
 
-    def put(self, source: Path, target: Path) -> None:
-        """A hard link where that is possible: content is never changed in place."""
-        if target.exists():
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
+    def put(self, source: Path, target: Path) -> int:
+        target = target.expanduser()
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            try:
-                os.link(source, partial)
-            except OSError:  # another file system
-                shutil.copyfile(source, partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, partial)
             partial.replace(target)
         except OSError as error:
-            raise DeviceError(f"{target} cannot be written: {error.strerror}") from None
+            raise DeviceError(f"{self.name}: {error.filename} cannot be copied: {error.strerror}") from None
         finally:
             partial.unlink(missing_ok=True)
+        return target.stat().st_size
 
     def get(self, source: Path, target: Path) -> None:
-        self.put(source, target)
+        self.put(source.expanduser(), target)
 
-    def open_channel(self, folder: Path, name: str) -> socket.socket:
-        """Through /proc, because the path of a Unix socket may have 107 bytes only."""
-        here = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        channel = socket.socket(socket.AF_UNIX)
-        try:
-            channel.connect(f"/proc/self/fd/{here}/{name}")
-        except OSError:
-            channel.close()
-            raise
-        finally:
-            os.close(here)
-        return channel
-
-
-class LocalStarting:
-    """A process of ours in a session of its own."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-
-    def first_line(self, patience_seconds: float) -> str:
-        line, deadline = b"", time.monotonic() + patience_seconds
-        out = self._process.stdout
-        if out is None:
-            return ""
-        while not line.endswith(b"\n"):
-            ready, _, _ = select.select([out], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise DeviceError(f"process {self._process.pid} has said nothing for {patience_seconds:.0f} s")
-            piece = os.read(out.fileno(), 1 << 16)
-            if not piece:
-                break
-            line += piece
-        return line.decode(errors="replace")
-
-    def wait(self, patience_seconds: float) -> bool:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(patience_seconds)
-        return self._process.returncode is not None
+    def open_channel(self, command: Sequence[str]) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._channels.append(
+                    subprocess.Popen(_expanded(command), stdin=theirs.fileno(), stdout=theirs.fileno())
+                )
+            except OSError as error:
+                ours.close()
+                raise DeviceError(f"{self.name}: {command[0]} cannot be started: {error.strerror}") from None
+        return ours
 
     def close(self) -> None:
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        self._process.poll()
+        while self._channels:
+            process = self._channels.pop()
+            process.kill()
+            process.wait()
+
+    def _may_become(self, argv: Sequence[str]) -> None:
+        sudo = shutil.which("sudo")
+        if sudo is None or subprocess.run([sudo, "-n", "true"], capture_output=True, check=False).returncode:
+            raise RightError(
+                f"{self.name}: {shlex.join(argv)} needs root, and sudo asks for a password here; allow it without "
+                f"one, or run it by hand"
+            )
+
+
+def _expanded(command: Sequence[str]) -> list[str]:
+    """As a device does it: "~/" at the beginning of an argument is the user's home."""
+    return [os.path.expanduser(word) if word.startswith("~/") else word for word in command]  # noqa: PTH111 -- words

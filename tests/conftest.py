@@ -1,4 +1,4 @@
-"""What all tests share: when a test that needs a memory cgroup is skipped, and when that is a failure."""
+"""What all tests share: when one that needs more than Python is skipped, when that is a failure; the virtual labs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import pytest
 
 from testbed.errors import LimitError
 from testbed.node import limits
+from tests.lab_runs import boards_put_right, on_this_machine, study, undisturbed  # noqa: F401 -- fixtures
+from tests.ssh_server import why_no_sshd
+from tests.virtual_lab import boards, plain_lab, why_no_lab  # noqa: F401 -- fixtures
 
 MIB = 1 << 20
 
@@ -34,9 +37,18 @@ def why_no_cgroup() -> str | None:
     return None if inside else "a process was moved into a memory cgroup, and is not in it"
 
 
+#: By marker: why such a test cannot run here, or None; and what CI must be able to do.
+NEEDS = {
+    "cgroup": (why_no_cgroup, "cap memory"),
+    "sshd": (why_no_sshd, "start an SSH server"),
+    "lab": (why_no_lab, "bring a virtual lab up"),
+}
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("cgroup") is None or (reason := why_no_cgroup()) is None:
-        return
-    if os.environ.get("CI"):
-        pytest.fail(f"CI must be able to cap memory: {reason}", pytrace=False)
-    pytest.skip(reason)
+    for marker, (why_not, ability) in NEEDS.items():
+        if item.get_closest_marker(marker) is None or (reason := why_not()) is None:
+            continue
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must be able to {ability}: {reason}", pytrace=False)
+        pytest.skip(reason)
