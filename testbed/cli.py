@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import itertools
 import json
 import os
 import pkgutil
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import testbed.commands
-from testbed.commands._options import inventory_options, json_option, read_inventory
+from testbed.commands._options import inventory_options, json_option, read_inventory, typable
 from testbed.errors import TestbedError, UsageError
 from testbed.spelling import did_you_mean
 
@@ -66,10 +67,15 @@ def testbed_command() -> None:
 @testbed_command.command("inventory")
 @inventory_options
 @json_option
-def inventory_command(inventory: Path | None, only: tuple[str, ...], as_json: bool) -> None:
+@click.option("--facts", is_flag=True, help="Show what the last `testbed provision` found on each device.")
+def inventory_command(inventory: Path | None, only: tuple[str, ...], as_json: bool, facts: bool) -> None:
     """List the devices of an inventory, with their budgets."""
     devices = read_inventory(inventory, only)
-    if as_json:
+    if facts:
+        from testbed.commands._facts import show_facts
+
+        show_facts(devices, as_json=as_json)
+    elif as_json:
         _print_json([_device_data(device) for device in devices])
     else:
         _print_devices(devices)
@@ -97,17 +103,26 @@ def main(args: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except TestbedError as error:
-        click.echo(f"testbed: {error}", err=True)
+        click.echo(typable(f"testbed: {error}", _inventory_in(sys.argv[1:] if args is None else args)), err=True)
         return WRONG_USE if isinstance(error, UsageError) else FAILED
     except (click.Abort, KeyboardInterrupt):
         click.echo("testbed: interrupted", err=True)
         return INTERRUPTED
     except OSError as error:
-        if error.errno != errno.EPIPE:
-            raise
-        _close_stdout()
+        if error.errno == errno.EPIPE:
+            _close_stdout()
+        else:
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"testbed: {where}{error.strerror or error}", err=True)
         return FAILED
     return code if isinstance(code, int) else 0
+
+
+def _inventory_in(args: Sequence[str]) -> str | None:
+    """What --inventory was given, wherever it stands."""
+    following = dict(itertools.pairwise(args))
+    joined = (word.partition("=")[2] for word in args if word.startswith("--inventory="))
+    return following.get("--inventory") or next(joined, None)
 
 
 def _close_stdout() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from testbed.job import REFUSED
 from testbed.live_table import render
-from testbed.live_view import RunView
+from testbed.live_view import LINK_LOST, RunView
 from testbed.quantities import bytes_text, number_text, seconds_text
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ class PlainWatcher:
     ) -> None:
         with self._lock:
             self._view.event(device, client, phase, progress)
+            if phase == LINK_LOST:
+                self._say(f"{LINK_LOST}: {device} is looked for again")
 
     def job_ended(self, result: Result) -> None:
         with self._lock:

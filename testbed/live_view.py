@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from testbed.job import Result
 
 IDLE = "idle"
+#: A phase like any other to whoever watches: the device is out of reach, and its job may go on.
+LINK_LOST = "link lost"
 
 
 @dataclass

@@ -12,8 +12,9 @@ from testbed.baselines import BAG_OF_WORDS, MAJORITY_CLASS, UNIGRAM, baselines
 from testbed.cache import cache_folder
 from testbed.data import DataSet, Split, load_data, split
 from testbed.environment import describe_environment
-from testbed.errors import ModelError
-from testbed.inventory import Inventory
+from testbed.errors import ModelError, PlanError
+from testbed.fact_sheets import FactSheet, facts_of, outdated
+from testbed.inventory import Device, Inventory
 from testbed.method import Method, Workload
 from testbed.model.checkpoint import BaseModel, ContentStore
 from testbed.model.footprint import Baseline
@@ -44,6 +45,7 @@ class Prepared:
     shards: tuple[str, ...]
     held_out: Shard
     baselines: Mapping[str, Baseline]
+    facts: Mapping[str, FactSheet]  # of the devices that are not this machine
     plan: Plan
 
     def reference(self) -> dict[str, float | None]:
@@ -79,15 +81,23 @@ class Prepared:
         inventory = {
             "source": self.inventory.source,
             "devices": [_plain(device) for device in self.inventory],
+            "facts": dict(self.facts),
         }
         return RunRecord(plan, config, inventory, describe_environment(self.base.outside, self.data.sha256))
 
 
-def prepare(config: RunConfig, inventory: Inventory, say: Callable[[str], None] = lambda _: None) -> Prepared:
+def prepare(
+    config: RunConfig,
+    inventory: Inventory,
+    say: Callable[[str], None] = lambda _: None,
+    facts: Mapping[str, FactSheet] | None = None,
+) -> Prepared:
     """Load and settle everything for `config` on `inventory`; starts nothing but, once per machine, an empty trainer.
 
-    Raises a TestbedError for whatever the user must change.
+    `facts`: of the devices as a run was begun with them (None: the newest).  Raises a TestbedError for whatever the
+    user must change.
     """
+    facts = facts if facts is not None else known_facts(inventory)
     method = restore_method(config.method, config.settings)
     store = ContentStore(cache_folder() / "content")
     folder = model_folder(config.model)
@@ -105,7 +115,7 @@ def prepare(config: RunConfig, inventory: Inventory, say: Callable[[str], None] 
     base = BaseModel.open(folder, store, config.task, work.labels)
     parts = split(data, partition_of(dict(config.partition)), clients, config.seed)
     shards = [data.shard(part) for part in parts.shards]
-    baselines = {device.name: device_baseline(device, cache_folder(), say) for device in inventory}
+    baselines = {device.name: _baseline(device, facts, say) for device in inventory}
     plan = make_plan(
         method,
         base.shape,
@@ -127,8 +137,28 @@ def prepare(config: RunConfig, inventory: Inventory, say: Callable[[str], None] 
         shards=tuple(_stored(store, shard) for shard in shards),
         held_out=data.held_out_shard(),
         baselines=baselines,
+        facts=facts,
         plan=plan,
     )
+
+
+def known_facts(inventory: Inventory) -> dict[str, FactSheet]:
+    """The newest fact sheets of the devices that are not this machine; raises PlanError for one missing or in doubt."""
+    found = {device.name: facts_of(device) for device in inventory if device.access is not None}
+    lacking = [name for name, sheet in found.items() if sheet is None or not sheet.get("baseline")]
+    if lacking:
+        which = " ".join(f"--only {name}" for name in lacking)
+        raise PlanError(
+            f"no fact sheet says what an empty trainer takes on {', '.join(lacking)}; make ready with: "
+            f"testbed provision {which}"
+        )
+    doubts = {name: outdated(sheet) for name, sheet in found.items() if sheet is not None}
+    if told := [f"{name} ({reason})" for name, reason in doubts.items() if reason is not None]:
+        raise PlanError(
+            f"the last visit to {', '.join(told)} failed, and what is known of Python there may not hold; mend that, "
+            f"and make ready again: testbed provision {' '.join(f'--only {name}' for name in doubts if doubts[name])}"
+        )
+    return {name: sheet for name, sheet in found.items() if sheet is not None}
 
 
 def model_folder(name: str) -> Path:
@@ -149,6 +179,13 @@ def tokenizer_of(folder: Path) -> Any:
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{folder}: there is no tokenizer.json; save the model's fast tokenizer into the folder")
     return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _baseline(device: Device, facts: Mapping[str, FactSheet], say: Callable[[str], None]) -> Baseline:
+    """What an empty trainer takes: measured on the device when it was provisioned, or here for one emulated here."""
+    if device.name in facts:
+        return Baseline(**facts[device.name]["baseline"])
+    return device_baseline(device, cache_folder(), say)
 
 
 def _stored(store: ContentStore, shard: Shard) -> str:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
-from testbed.deploy import deploy
 from testbed.errors import PlanError, WireError
 from testbed.evaluate import evaluate
 from testbed.job import FAILED, OUT_OF_MEMORY, Job, Result
@@ -34,18 +33,12 @@ if TYPE_CHECKING:
 _HOPELESS_ROUNDS = 2
 
 
-class Node(Protocol):
-    """A device while our software runs on it, as deploy needs it."""
-
-    def missing(self, hashes: Iterable[str]) -> tuple[str, ...]: ...
-
-    def put_content(self, content: str, path: Path) -> None: ...
-
-
 class JobRunner(Protocol):
     """Something that takes jobs and yields results: the engine of `testbed.engine`, or another one."""
 
-    def node(self, device: str) -> Node: ...
+    @property
+    def deployed_bytes(self) -> int:
+        """What devices were sent so far that they lacked: code, configuration, blocks and shards."""
 
     def run(self, jobs: Sequence[tuple[str, Job, Path | None]]) -> Iterator[tuple[Result, Path | None]]: ...
 
@@ -170,6 +163,8 @@ def _carry_out(
 ) -> tuple[list[Result], list[SpooledUpdate], int]:
     """Send every order as a job; returns all results, the usable updates in client order, and the bytes deployed.
 
+    A job's contents are deployed on its own way: a device over a thin link keeps no other waiting.
+
     Results that were stored before the controller was killed are not asked for again.
     """
     plans = _current_plans(run.plan, progress.refitted)
@@ -177,12 +172,11 @@ def _carry_out(
     tensors = {_job_id(run, progress.next_round, order): order.tensors for order in orders}
     results, paths = _stored(run, jobs)
     waiting = [job for job in jobs.values() if job.id not in {result.job for result in results}]
-    deployed = 0
+    deployed_before = run.engine.deployed_bytes
     sent: list[tuple[str, Job, Path | None]] = []
     payloads: dict[int, Path] = {}  # what several clients are sent alike is written once
     for job in waiting:
         device = plans[job.client].device
-        deployed += deploy(run.engine.node(device), run.store, job.contents)
         payload = payloads.get(id(tensors[job.id]))
         if payload is None and tensors[job.id]:
             payload = payloads[id(tensors[job.id])] = write_tensors(tensors[job.id], run.folder.payload_path(job.id))
@@ -195,7 +189,11 @@ def _carry_out(
         if path is not None:
             paths[result.job] = path
     finished = sorted((result for result in results if result.finished), key=lambda result: result.client)
-    return results, [SpooledUpdate(result, paths[result.job]) for result in finished], deployed
+    return (
+        results,
+        [SpooledUpdate(result, paths[result.job]) for result in finished],
+        (run.engine.deployed_bytes - deployed_before),
+    )
 
 
 def _stored(run: Run, jobs: Mapping[str, Job]) -> tuple[list[Result], dict[str, Path]]:

@@ -34,6 +34,7 @@ class RunConfig:
     seed: int = 0
     evaluate_every: int = 3
     job_timeout_seconds: float = 600.0
+    reconnect_seconds: float | None = None  # for which a lost link is looked for again; None: the device's kind decides
     dtype: str = "float32"
     holding: str = RESIDENT
     checkpointing: bool = False

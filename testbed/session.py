@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from testbed import code_wheel
+from testbed.cache import cache_folder
 from testbed.config import default_inventory, load_inventory
 from testbed.data import check_same
 from testbed.devices import NodeSettings
@@ -20,6 +22,7 @@ from testbed.engine import Engine
 from testbed.errors import TestbedError, UsageError
 from testbed.inventory import inventory_from_json
 from testbed.live import make_watcher
+from testbed.node.runtime import fix_mmap_threshold
 from testbed.options import data_settings, pairs, partition_settings
 from testbed.plan_table import plan_as_json, plan_table
 from testbed.plugins import make_method
@@ -32,31 +35,41 @@ from testbed.store import RunFolder, new_run_id
 if TYPE_CHECKING:
     from types import FrameType
 
+    from testbed.inventory import Device
     from testbed.live import Watcher
     from testbed.method import State
 
 _CONFIG = {field.name for field in dataclasses.fields(RunConfig)}
 
 
-def start(  # noqa: PLR0913 -- the command line's options, each by name
+def start(method: str, *, dry_run: bool, as_json: bool, runs_dir: Path, **options: Any) -> None:
+    """Run a method from the command line's options, or with `dry_run` print its plan."""
+    if as_json and not dry_run:
+        raise UsageError("--json goes with --dry-run; for the results use `testbed report RUN --json`")
+    console = Console()
+    prepared = settled(method, **options)
+    if dry_run:
+        print(json.dumps(plan_as_json(prepared), indent=2)) if as_json else console.print(plan_table(prepared))
+        return
+    console.print(plan_table(prepared))
+    folder = RunFolder.create(runs_dir, new_run_id(method), prepared.record())
+    _run(prepared, folder, console)
+
+
+def settled(
     method: str,
     *,
     inventory: Path | None,
     only: Sequence[str],
     settings: Sequence[str],
-    dry_run: bool,
-    as_json: bool,
-    runs_dir: Path,
     data_name: str,
     data_options: Sequence[str],
     partition: str,
     no_cap: bool,
     **options: Any,
-) -> None:
-    """Run a method from the command line's options, or with `dry_run` print its plan."""
-    if as_json and not dry_run:
-        raise UsageError("--json goes with --dry-run; for the results use `testbed report RUN --json`")
-    console, notes = Console(), Console(stderr=True)
+) -> Prepared:
+    """What a run with these options of the command line would be; starts nothing."""
+    notes = Console(stderr=True)
     config = RunConfig(
         method=method,
         settings=dataclasses.asdict(make_method(method, pairs("--set", settings))),
@@ -66,13 +79,7 @@ def start(  # noqa: PLR0913 -- the command line's options, each by name
         **{name: value for name, value in options.items() if name in _CONFIG},
     )
     devices = load_inventory(inventory or default_inventory()).select(only)
-    prepared = prepare(config, devices, lambda text: notes.print(text, style="dim"))
-    if dry_run:
-        print(json.dumps(plan_as_json(prepared), indent=2)) if as_json else console.print(plan_table(prepared))
-        return
-    console.print(plan_table(prepared))
-    folder = RunFolder.create(runs_dir, new_run_id(method), prepared.record())
-    _run(prepared, folder, console)
+    return prepare(config, devices, lambda text: notes.print(text, style="dim"))
 
 
 def resume(runs_dir: Path, run: str) -> None:
@@ -85,7 +92,8 @@ def resume(runs_dir: Path, run: str) -> None:
         raise UsageError(f"run {folder.run_id} is running (process {folder.status.pid}): wait for it, or stop it first")
     config = RunConfig.from_json(folder.config)
     inventory = inventory_from_json(folder.record.inventory)
-    prepared = prepare(config, inventory, lambda text: notes.print(text, style="dim"))
+    facts = folder.record.inventory.get("facts") or {}
+    prepared = prepare(config, inventory, lambda text: notes.print(text, style="dim"), facts)
     check_same(prepared.data, folder.config["data_hash"])
     _run(replace(prepared, plan=Plan.from_json(folder.plan["clients"])), folder, console)
 
@@ -96,7 +104,7 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console) -> None:
     ended, error = FAILED, "the controller ended with an error of its own"
     try:
         with _terminated_as_interrupt():
-            state = _federate(prepared, folder, watcher)
+            state = _federate(prepared, folder, watcher, console)
             prepared.method.export(state, prepared.base, prepared.work, folder.path / "export")
             folder.record_final_state(state)
         ended, error = FINISHED, ""
@@ -114,37 +122,67 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console) -> None:
     console.print(f"run {folder.run_id} is in {folder.path}; show it again with: testbed report {folder.run_id}")
 
 
-def _federate(prepared: Prepared, folder: RunFolder, watcher: Watcher) -> State:
+def _federate(prepared: Prepared, folder: RunFolder, watcher: Watcher, console: Console) -> State:
     """All rounds, with an agent on every device that takes part; nothing but spools is left when this returns."""
+    fix_mmap_threshold()
     config = prepared.config
-    taking_part = {client.device for client in prepared.plan.taking_part}
-    with Engine(
-        [device for device in prepared.inventory if device.name in taking_part],
+    engine = Engine(
+        devices_of(prepared),
         folder.path,
         folder.run_id,
         update_path=folder.update_path,
-        settings=NodeSettings(folder.run_id, folder.path / "nodes", capped=config.capped),
+        content_path=prepared.store.path,
+        settings=node_settings(prepared, folder.run_id, folder.path / "nodes"),
         on_event=watcher.event,
         job_timeout_seconds=config.job_timeout_seconds,
-    ) as engine:
-        watcher.run_started(folder.run_id, folder.plan, config.rounds)
-        return federate(
-            Run(
-                folder=folder,
-                config=config,
-                plan=prepared.plan,
-                method=prepared.method,
-                base=prepared.base,
-                store=prepared.store,
-                work=prepared.work,
-                shards=prepared.shards,
-                held_out=prepared.held_out,
-                baselines=prepared.baselines,
-                engine=engine,
-                watcher=watcher,
-                accelerators={device.name: device.accelerator for device in prepared.inventory},
+    )
+    try:
+        with engine:
+            watcher.run_started(folder.run_id, folder.plan, config.rounds)
+            for name, error in engine.hold().items():
+                console.print(f"{name} is out of reach now: {error}", style="yellow", markup=False)
+            return federate(
+                Run(
+                    folder=folder,
+                    config=config,
+                    plan=prepared.plan,
+                    method=prepared.method,
+                    base=prepared.base,
+                    store=prepared.store,
+                    work=prepared.work,
+                    shards=prepared.shards,
+                    held_out=prepared.held_out,
+                    baselines=prepared.baselines,
+                    engine=engine,
+                    watcher=watcher,
+                    accelerators={device.name: device.accelerator for device in prepared.inventory},
+                )
             )
-        )
+    finally:
+        for problem in engine.problems:
+            console.print(f"left behind: {problem}", style="yellow", markup=False)
+
+
+def devices_of(prepared: Prepared) -> list[Device]:
+    """The devices that take part, in the order of the inventory."""
+    taking_part = {client.device for client in prepared.plan.taking_part}
+    return [device for device in prepared.inventory if device.name in taking_part]
+
+
+def node_settings(prepared: Prepared, run: str, folder: Path) -> NodeSettings:
+    """What the agents of a run are told; `folder` holds what belongs to devices that are emulated here."""
+    taking_part = devices_of(prepared)
+    remote = any(device.access is not None for device in taking_part)
+    return NodeSettings(
+        run,
+        folder,
+        capped=prepared.config.capped,
+        reconnect_seconds=prepared.config.reconnect_seconds,
+        wheel=code_wheel.build(cache_folder() / "wheels") if remote else None,
+        facts=prepared.facts,
+        private=frozenset(prepared.shards),
+        others=tuple(device for device in prepared.inventory if device not in taking_part),
+    )
 
 
 @contextmanager

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from testbed.task import Quality
 
 __all__ = [
-    "DEFAULT_RUNS",
     "FAILED",
     "FINISHED",
     "INTERRUPTED",
@@ -64,7 +63,6 @@ __all__ = [
     "run_folders",
 ]
 
-DEFAULT_RUNS = Path("runs")
 
 logger = logging.getLogger(__name__)
 

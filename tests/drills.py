@@ -42,6 +42,10 @@ def engine(folder: Path, *devices: Device, options: dict | None = None, **change
     return Engine(devices or (device(),), folder, "run", settings=settings(folder, **changes), **(options or {}))
 
 
+def spool_of(node) -> Path:
+    return Path(node.place.spool)
+
+
 def wait_until(condition, patience_seconds: float = PATIENCE_SECONDS):
     """The condition's value as soon as it is true; an AssertionError when it does not become so."""
     deadline = time.monotonic() + patience_seconds

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -113,6 +114,20 @@ def test_exit_codes_of_errors(raised, code, outcome, capsys):
     assert capsys.readouterr().err.strip().startswith("testbed: ")
 
 
+def test_what_the_system_refuses_is_told_in_one_line(outcome, capsys):
+    outcome(raised=PermissionError(errno.EACCES, "Permission denied", "/root/runs"))
+    assert main(["inventory"]) == 1
+    assert capsys.readouterr().err == "testbed: /root/runs: Permission denied\n"
+
+
+@pytest.mark.parametrize("command", ["unlock", "record"])
+def test_a_word_of_several_devices_is_no_device(command, tmp_path, capsys):
+    pi = "{kind: generic, profile: raspberry_pi_5_8gb, host: nowhere.invalid, tags: [pis], budget: {memory: 5 GiB}}"
+    (tmp_path / "lab.yaml").write_text(f"devices: {{pi-1: {pi}, pi-2: {pi}}}\n")
+    assert main([command, "pis", "--inventory", str(tmp_path / "lab.yaml")]) == 2
+    assert '"pis" is no device; it selects pi-1, pi-2' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
 def test_the_number_that_a_command_returns_is_the_exit_code(returned, code, outcome):
     outcome(returned=returned)
@@ -147,3 +162,13 @@ def test_a_reader_that_goes_away_is_no_error_message():
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("given", [["--inventory", "{file}"], ["--inventory={file}"]])
+def test_a_command_in_a_message_can_be_typed_as_it_stands(tmp_path, capsys, monkeypatch, given):
+    monkeypatch.setenv("TESTBED_DATA", str(tmp_path / "data"))
+    file = tmp_path / "lab.yaml"
+    device = "{kind: generic, profile: raspberry_pi_5_8gb, host: 127.0.0.1, port: 1, budget: {memory: 5 GiB}}"
+    file.write_text(f"devices: {{pi-1: {device}}}\n")
+    assert main(["run-method", "lora", "--dry-run", *(word.format(file=file) for word in given)]) == 1
+    assert f"testbed provision --inventory {file} --only pi-1" in capsys.readouterr().err

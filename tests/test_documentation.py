@@ -11,7 +11,8 @@ import pytest
 from testbed.cli import testbed_command as group
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/methods-interface.md")]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -30,9 +31,18 @@ def test_every_command_is_in_the_readme_and_has_help():
         assert command.help
 
 
-def test_every_option_that_the_readme_names_exists():
-    context = click.Context(group)
-    commands = [group.get_command(context, name) for name in group.list_commands(context)]
+def _commands(command, context):
+    """The command and all below it."""
+    yield command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            yield from _commands(command.get_command(context, name), context)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_that_a_page_names_exists(page):
+    commands = _commands(group, click.Context(group))
     known = {option for command in commands for parameter in command.params for option in parameter.opts}
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "README.md").read_text(encoding="utf-8")))
-    assert named <= known | {"--write"}, named - known
+    text = page.read_text(encoding="utf-8")
+    named = {name for line in text.splitlines() if "testbed " in line for name in OPTION.findall(line)}
+    assert named <= known, named - known

@@ -99,17 +99,21 @@ def test_a_result_waits_on_the_node_until_the_next_one_is_asked_for(tmp_path):
         wait_until(lambda: not spooled.exists())
 
 
-def test_content_is_put_once(tmp_path):
-    (tmp_path / "content").write_text("block")
-    with engine(tmp_path) as running:
+def test_content_is_put_once_and_what_is_known_to_be_there_is_not_asked_for(tmp_path):
+    block = tmp_path / "block"
+    block.write_bytes(bytes(1000))
+    options = {"content_path": lambda content: block}
+    with engine(tmp_path, options=options) as running:
         node = running.node("board")
-        assert node.missing(["abc", "def"]) == ("abc", "def")
-        node.put_content("abc", tmp_path / "content")
-        node.put_content("abc", tmp_path / "content")
-        assert node.missing(["abc", "def"]) == ("def",)
-        assert (node.content / "abc").read_text() == "block"
+        for number in range(3):
+            assert run_one(running, job(f"job-{number}"))[0].outcome == FINISHED
+        assert running.deployed_bytes == 3 * 1000  # configuration, outside and shard
+        assert node.holds(["c", "o", "s"])
         with pytest.raises(UsageError, match="board"):
             running.node("bored")
+    with engine(tmp_path, options=options) as running:
+        assert run_one(running, job("job-3"))[0].outcome == FINISHED
+        assert running.deployed_bytes == 0
 
 
 # ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -380,3 +384,18 @@ def test_a_result_that_came_after_the_controller_had_gone_is_collected_from_the_
         result, update = run_one(running, same_job(tmp_path))
     assert (result.outcome, update.exists()) == (FINISHED, True)
     assert (tmp_path / "runs").read_text() == "ran\n"
+
+
+def test_a_job_that_was_interrupted_is_done_by_the_next_controller_as_if_it_had_never_begun(tmp_path):
+    steps = [["count", str(tmp_path / "runs")], ["progress"], ["wait_for", str(tmp_path / "go")]]
+
+    def interrupt(name, client, phase, progress):
+        if progress:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), engine(tmp_path, options={"on_event": interrupt}) as running:
+        run_one(running, job(steps=steps))
+    (tmp_path / "go").touch()
+    with engine(tmp_path) as running:
+        assert run_one(running, job(steps=steps))[0].outcome == FINISHED
+    assert (tmp_path / "runs").read_text() == "ran\n" * 2

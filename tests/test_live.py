@@ -64,6 +64,14 @@ def two_rounds(watcher, clock: Clock) -> None:
         clock.now += 2.0
 
 
+def test_a_lost_link_has_its_line_as_soon_as_it_is_noticed(clock):
+    console = Console(file=io.StringIO(), width=200)
+    watcher = PlainWatcher(console, clock)
+    watcher.run_started(RUN, PLAN, 3)
+    watcher.event("orin-1", 0, phase="link lost")
+    assert console.file.getvalue().endswith("link lost: orin-1 is looked for again\n")
+
+
 def test_plain_lines_one_per_round_and_notable_outcome(clock):
     console = Console(file=Flushed(), width=40)
     watcher = PlainWatcher(console, clock)

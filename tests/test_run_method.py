@@ -57,7 +57,9 @@ def status(folder):
 
 
 def groups():
-    return {path for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/memory") for path in Path(root).glob("testbed*")}
+    """Of runs; those of a virtual lab's hosts are none."""
+    found = {path for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/memory") for path in Path(root).glob("testbed*")}
+    return {path for path in found if not path.name.startswith("testbed-lab-")}
 
 
 @contextmanager

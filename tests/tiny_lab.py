@@ -20,8 +20,8 @@ devices:
 """
 
 
-def make_lab(folder: Path) -> Path:
-    """Write model/, data.jsonl and lab.yaml."""
+def make_lab(folder: Path, hidden_size: int = 32) -> Path:
+    """Write model/, data.jsonl and lab.yaml; with 512, a block of the model has 16 MB."""
     torch.manual_seed(0)
     vocabulary = {"<pad>": 0, "<unk>": 1, "<eos>": 2, **{word: index + 3 for index, word in enumerate(WORDS)}}
     plain = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -31,8 +31,8 @@ def make_lab(folder: Path) -> Path:
     )
     config = LlamaConfig(
         vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size if hidden_size == 32 else 4 * hidden_size,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from testbed.inventory import Inventory
+    from testbed.inventory import Device, Inventory
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+#: Commands that look devices up, as messages name them.
+_NAMED = re.compile(r"\btestbed (trust|provision|unlock|status|clean|deploy|record)\b")
 
 
 def inventory_options(command: Command) -> Command:
@@ -33,8 +36,37 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")(command)
 
 
+def runs_option(command: Command) -> Command:
+    """`--runs DIR`, as the argument `runs_dir`."""
+    return click.option(
+        "--runs",
+        "runs_dir",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        default=Path("runs"),
+        show_default=True,
+        help="The folder that holds the runs.",
+    )(command)
+
+
+def typable(text: str, inventory: Path | str | None) -> str:
+    """A message whose commands can be typed as they stand: with the inventory that this command was given."""
+    return text if inventory is None else _NAMED.sub(rf"testbed \1 --inventory {inventory}", text)
+
+
 def read_inventory(inventory: Path | None, only: Sequence[str]) -> Inventory:
     """What the two options select; raises ConfigError, and UsageError for a word that fits no device."""
     from testbed.config import default_inventory, load_inventory
 
     return load_inventory(inventory or default_inventory()).select(only)
+
+
+def one_device(inventory: Path | None, name: str) -> Device:
+    """The device of that very name; raises UsageError for a tag or a profile, naming the devices it selects."""
+    from testbed.errors import UsageError
+
+    devices = read_inventory(inventory, [name]).devices
+    found = next((device for device in devices if device.name == name), None)
+    if found is None:
+        raise UsageError(f'"{name}" is no device; it selects {", ".join(device.name for device in devices)}')
+    return found

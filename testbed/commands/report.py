@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-DEFAULT_RUNS = Path("runs")
+from testbed.commands._options import runs_option
 
 
 @click.command("report")
@@ -14,10 +14,7 @@ DEFAULT_RUNS = Path("runs")
 @click.option("--target", type=click.FloatRange(0, 1), help="Tell the rounds and seconds until this accuracy.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line per run and per device, for a spreadsheet.")
 @click.option("--json", "as_json", is_flag=True, help="The same numbers for a program.")
-@click.option(
-    "--runs", "runs_dir", type=click.Path(path_type=Path), default=DEFAULT_RUNS, show_default=True,
-    help="The folder that holds the runs.",
-)  # fmt: skip
+@runs_option
 def command(runs: tuple[str, ...], target: float | None, as_csv: bool, as_json: bool, runs_dir: Path) -> None:
     """Print quality, time, memory and traffic of each RUN, and compare several.
 

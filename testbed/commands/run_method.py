@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from testbed.commands._options import runs_option
 from testbed.method import CAUSAL_LM, HOLDINGS, SEQUENCE_CLASSIFICATION
 from testbed.run import RunConfig
 
@@ -30,14 +31,7 @@ def _number(name: str, kind: Any, text: str) -> Callable[[Any], Any]:
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop; nothing is touched.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the plan as JSON.")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was interrupted.")
-@click.option(
-    "--runs",
-    "runs_dir",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Folder of all runs.",
-)
+@runs_option
 @click.option("--model", default="quickstart", show_default=True, help="Folder of a Hugging Face model.")
 @click.option(
     "--task",
@@ -73,6 +67,7 @@ def _number(name: str, kind: Any, text: str) -> Callable[[Any], Any]:
 @_number("seed", int, "Seed of everything that is random.")
 @_number("evaluate_every", int, "Rounds between evaluations of the global model (the last is always evaluated).")
 @_number("job_timeout_seconds", float, "Seconds after which a job is stopped.")
+@_number("reconnect_seconds", float, "Seconds for which a lost link is looked for again [default: 120 over SSH].")
 @click.option("--schedule", type=click.Choice(["cosine", "constant"]), default="cosine", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option(

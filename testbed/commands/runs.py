@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from testbed.commands._options import runs_option
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from testbed.run_index import RunRow
 
-DEFAULT_RUNS = Path("runs")
-
 
 @click.command("runs")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 @click.option("--reindex", "rebuild", is_flag=True, help="First build the index again from the run folders.")
-@click.option(
-    "--runs", "runs_dir", type=click.Path(path_type=Path), default=DEFAULT_RUNS, show_default=True,
-    help="The folder that holds the runs.",
-)  # fmt: skip
+@runs_option
 def command(as_json: bool, rebuild: bool, runs_dir: Path) -> None:
     """List all runs, oldest first."""
     from testbed.store import list_runs, reindex

@@ -1,6 +1,6 @@
 """The agent: one process per run and device, which starts the trainer inside its limits and outlives it.
 
-    python -I -m testbed.node.agent SPOOL
+    python -I -S -c "…; from testbed.node.agent import main; sys.exit(main(sys.argv[1:]))" SPOOL
 
 It listens on a Unix socket in its spool, takes jobs from one controller at a time (the newest wins), hands them to the
 trainer one after another, measures every phase, and says how each ended, also when the kernel killed the trainer.
@@ -8,10 +8,13 @@ Results wait in the spool until the controller has stored them; a job that is de
 answered with the result that waits.  Standard library only, and little of it: what the agent holds, a board's trainer
 cannot have.
 
-    controller → agent   hello(run, version) · job(id, job, hash)+payload · stored(id) · cancel(id, outcome)
+    controller → agent   hello(run, version) · job(id, job, hash)+payload · stored(id) · cancel(id, outcome | None)
                          unload · stop · ping
-    agent → controller   welcome(pid, cap, running, queued, waiting) · event(id, phase | progress) · unloaded · pong
-                         update(id)+payload, then result(id, result) · refused(error) · superseded
+    agent → controller   welcome(pid, life, boot, cap, running, queued, waiting) · event(id, phase | progress)
+                         update(id)+payload, then result(id, result) · unloaded · refused(error) · superseded
+                         pong (the answer to a ping, and from time to time while a payload comes)
+
+A welcome's `life` is another one for every agent, its `boot` for every start of the machine.
 
 Its first line on stdout is {"ready": pid} or {"error": text, "kind": name of the error}.
 """
@@ -21,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import select
 import signal
@@ -33,8 +37,8 @@ from typing import TYPE_CHECKING, Any
 from testbed.errors import DeviceError, TestbedError, WireError
 from testbed.node import limits
 from testbed.node.frames import PROTOCOL, Channel, Header, NoSink
+from testbed.node.landing import AGENT_LOCK, boot
 from testbed.node.spool import (
-    LOCK_FILE,
     PAYLOAD_FILE,
     SETTINGS_FILE,
     SOCKET_FILE,
@@ -43,7 +47,6 @@ from testbed.node.spool import (
     Spool,
     is_job_id,
 )
-from testbed.node.task import FAILED
 from testbed.node.worker import Worker
 
 if TYPE_CHECKING:
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
 
 #: Progress is dropped when a controller that does not read has so much waiting for it.
 _MAX_WAITING_BYTES = 1 << 20
+#: Over a thin link a payload takes minutes, and pings wait behind it.
+_SIGN_OF_LIFE_SECONDS = 1.0
 
 
 class Agent:
@@ -65,8 +70,10 @@ class Agent:
         self.controller: Channel | None = None
         self.greeted = False
         self.stopping = False
-        self.alone_since = time.monotonic()
+        self.life = os.urandom(8).hex()
+        self.last_heard = time.monotonic()
         self._receiving: tuple[str, float] | None = None  # the job whose payload comes, and since when
+        self._gave_sign = 0.0
 
     def serve(self, listener: socket.socket, signals: int) -> None:
         """Work until told to stop, or until nobody has been in contact for too long."""
@@ -81,8 +88,7 @@ class Agent:
             for fd, happened in poll.poll(self._patience_ms()):
                 self._handle(fd, happened, listener, signals)
             self.worker.on_time()
-            if self.controller is None and time.monotonic() >= self._orphaned_at():
-                self.stopping = True
+            self.stopping = self.stopping or time.monotonic() >= self._orphaned_at()
 
     def tell(self, header: Header) -> None:
         """Send a frame; nobody there, nobody told."""
@@ -117,12 +123,18 @@ class Agent:
         self.worker.look_after()
 
     def _orphaned_at(self) -> float:
-        return self.alone_since + float(self.settings["orphan_seconds"])
+        """When to give up waiting for a controller.
+
+        A channel of this machine ends with its controller.  One over a network may stand open for hours after that:
+        there, what counts is when anything was heard.
+        """
+        if self.controller is not None and not self.settings["remote"]:
+            return math.inf
+        return self.last_heard + float(self.settings["orphan_seconds"])
 
     def _patience_ms(self) -> int | None:
-        due = [self.worker.next_due(), self._orphaned_at() if self.controller is None else None]
-        known = [at for at in due if at is not None]
-        return max(0, int((min(known) - time.monotonic()) * 1000) + 1) if known else None
+        due = min(self.worker.next_due() or math.inf, self._orphaned_at())
+        return max(0, int((due - time.monotonic()) * 1000) + 1) if due < math.inf else None
 
     # ── the controller ─────────────────────────────────────────────────────────────────────────────────────────────
     def _accept(self, listener: socket.socket) -> None:
@@ -134,12 +146,16 @@ class Agent:
     def _serve_controller(self, channel: Channel, happened: int) -> None:
         if happened & select.POLLOUT:
             channel.flush()
+        self.last_heard = time.monotonic()
         try:
             if happened & ~select.POLLOUT and not channel.receive():
                 self._hang_up()
         except WireError as error:
             channel.send({"type": "refused", "error": str(error)})
             self._hang_up()
+        if self._receiving is not None and self.last_heard >= self._gave_sign + _SIGN_OF_LIFE_SECONDS:
+            self._gave_sign = self.last_heard
+            self.tell({"type": "pong"})
 
     def _hang_up(self) -> None:
         if self.controller is not None:
@@ -148,7 +164,7 @@ class Agent:
             self.spool.remove(self._receiving[0])  # cut off in its payload, and so not a job yet
         self.controller = self._receiving = None
         self.greeted = False
-        self.alone_since = time.monotonic()
+        self.last_heard = time.monotonic()
         self.worker.save()
 
     def _open_sink(self, header: Header, _: int) -> Sink:
@@ -175,12 +191,19 @@ class Agent:
         worker = self.worker
         return {
             "job": lambda header: self._take_job(header, sink),
-            "cancel": lambda header: worker.cancel(header["id"], str(header.get("outcome") or FAILED)),
+            "cancel": lambda header: self._cancel(header["id"], header.get("outcome")),
             "stored": lambda header: worker.forget(header["id"]),
             "unload": lambda _: worker.unload(),
             "ping": lambda _: self.tell({"type": "pong"}),
             "stop": lambda _: self._stop(),
         }
+
+    def _cancel(self, job: str, outcome: str | None) -> None:
+        """End a job with an outcome; without one nobody asks for it any more, and nothing of it stays."""
+        if outcome is None:
+            self.worker.drop(job)
+        else:
+            self.worker.cancel(job, str(outcome))
 
     def _take_job(self, header: Header, sink: Sink | None) -> None:
         since = self._receiving[1] if self._receiving is not None else time.monotonic()
@@ -202,6 +225,8 @@ class Agent:
             {
                 "type": "welcome",
                 "pid": os.getpid(),
+                "life": self.life,
+                "boot": boot(),
                 "cap": _describe(worker.group),
                 "running": worker.current.id if worker.current is not None else None,
                 "queued": [task.id for task in worker.queue],
@@ -241,7 +266,7 @@ def clean_up_after(folder: Path) -> None:
 
 def _lock(folder: Path) -> None:
     """One agent per spool: the lock is held until the kernel has closed our files, and so tells that we are gone."""
-    fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(folder / AGENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -20,7 +20,7 @@ from testbed.errors import DeviceError
 from testbed.model.footprint import Baseline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from testbed.inventory import Device
 
@@ -56,14 +56,17 @@ def device_baseline(device: Device, cache_dir: Path, say: Callable[[str], None] 
     return found
 
 
-def measure_here(threads: int, accelerator: str = "cpu") -> Baseline:
-    """Start an empty trainer with the environment that the agent gives it, and ask it."""
-    from testbed.node.child import environment
+def measure_here(threads: int, accelerator: str = "cpu", code: Sequence[str] = ()) -> Baseline:
+    """Start an empty trainer with the environment that the agent gives it, and ask it.
 
-    command = [sys.executable, "-I", "-m", "testbed.node.baseline", str(threads), accelerator]
+    `code`: folders with our code, where it is not installed.
+    """
+    from testbed.node.child import command, environment
+
+    start = command({"python": sys.executable, "trainer": "testbed.node.baseline", "code": list(code)})
     try:
         done = subprocess.run(
-            command,
+            [*start, str(threads), accelerator],
             env=environment({"threads": threads}),
             capture_output=True,
             text=True,

@@ -213,12 +213,13 @@ class _File:
         self.size = self.left = os.fstat(self.fd).st_size
         self.offset = 0
 
-    def send(self, channel: socket.socket) -> None:
+    def send(self, channel: socket.socket) -> int:
         count = os.sendfile(channel.fileno(), self.fd, self.offset, min(self.left, 1 << 30))
         if not count:
             raise WireError("a payload became shorter while it was sent")
         self.offset += count
         self.left -= count
+        return count
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -232,6 +233,7 @@ class FrameWriter:
     def __init__(self) -> None:
         self._queue: deque[memoryview | _File | Callable[[], None]] = deque()
         self.waiting_bytes = 0  # of headers; payloads wait in their files
+        self.sent_bytes = 0
 
     def __bool__(self) -> bool:
         return bool(self._queue)
@@ -272,12 +274,13 @@ class FrameWriter:
         item = self._queue[0]
         if isinstance(item, _File):
             if item.left:
-                item.send(channel)
+                self.sent_bytes += item.send(channel)
             if not item.left:
                 item.close()
                 self._queue.popleft()
         elif isinstance(item, memoryview):
             count = channel.send(item)
+            self.sent_bytes += count
             self.waiting_bytes -= count
             self._queue[0] = item[count:]
             if count == len(item):

@@ -7,8 +7,7 @@ v2   a group whose cgroup.controllers has "memory" and in which we may create gr
      root, a delegated subtree that holds nothing but ourselves, which `systemd-run --user --scope -p Delegate=yes`
      gives (`scope_command`).
 
-Tried on: v1 as root.  The v2 code follows the kernel's documentation and is tested on plain directory trees only; the
-systemd user scope has been tried on nothing yet.
+Tried on: v1 as root and delegated; v2 through the systemd user scope, in a virtual machine (Debian 12, Linux 6.1).
 
 Every path hangs off a `root` parameter, so that the logic can be tested without a kernel that has it.
 """
@@ -169,7 +168,7 @@ def create(
     try:
         version, where = (_version_of(parent), parent) if parent is not None else find_parent(root)
         if version == "v1":
-            return _create1(where / name, memory_bytes, cores, root / "cpu")
+            return _create1(where / name, memory_bytes, cores, _beside(where, root))
         return _create2(where / name, memory_bytes, cores)
     except OSError as error:
         raise LimitError(
@@ -191,13 +190,15 @@ def find_parent(root: Path = ROOT, membership: Path = Path("/proc/self/cgroup"))
 def scope_command(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """What to put before an agent's command so that it gets a delegated group of its own; () where not needed.
 
-    Needed on cgroup v2 without root, where systemd runs a session for the user.  Tried on: nothing yet.
+    Needed on cgroup v2 without root, where systemd runs a session for the user; a login that PAM had no part in does
+    not know where.  Tried on: Debian 12 with systemd 252, in a virtual machine.
     """
     v2 = (root / "cgroup.controllers").exists()
-    bus = Path(environment.get("XDG_RUNTIME_DIR", "/nonexistent")) / "bus"
-    if not v2 or _writable(root) or not bus.exists() or shutil.which("systemd-run") is None:
+    runtime = environment.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    if not v2 or _writable(root) or not Path(runtime, "bus").exists() or shutil.which("systemd-run") is None:
         return ()
-    return ("systemd-run", "--user", "--scope", "--quiet", "--collect", "-p", "Delegate=yes", "--")
+    where = f"XDG_RUNTIME_DIR={runtime}"
+    return ("env", where, "systemd-run", "--user", "--scope", "--quiet", "--collect", "-p", "Delegate=yes", "--")
 
 
 def remove_path(path: Path, patience_seconds: float = 5.0) -> None:
@@ -263,6 +264,14 @@ def _create2(path: Path, memory_bytes: int, cores: float | None) -> Group2:
         group.remove()
         raise
     return group
+
+
+def _beside(parent: Path, root: Path) -> Path:
+    """The group of the cpu controller that goes with one of the memory controller: both are handed to a user alike."""
+    try:
+        return root / "cpu" / parent.relative_to(root / "memory")
+    except ValueError:
+        return root / "cpu"
 
 
 def _enable_controllers(parent: Path, controllers: str) -> None:

@@ -14,3 +14,16 @@ TRAINER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 17),
     "MALLOC_TOP_PAD_": "0",
 }
+
+
+def fix_mmap_threshold() -> None:
+    """The same for a process that runs already: large tensors that are freed go back to the kernel at once.
+
+    Without it the controller keeps one payload more than it holds, in holes between tensors.
+    """
+    import ctypes  # a megabyte, for those who want it
+
+    option = -3  # M_MMAP_THRESHOLD of glibc's malloc.h; another C library has no mallopt, or ignores it
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(option, MMAP_THRESHOLD_BYTES)

@@ -4,6 +4,8 @@ agent.json              the agent's settings, written by the controller
 agent.sock              where the agent listens
 agent.lock              held by the agent for as long as it lives
 agent.state             process id and cgroup directories of the living agent, for whoever must clean up after it
+agent.log               what the agent wrote to stderr
+ready.lock              held by whoever starts an agent here, or clears up after one
 trainer.log             what the trainer wrote to stdout and stderr
 jobs/ID/                payload.safetensors as it came; update.safetensors of the trainer; outcome.json: the whole
                         result, where the controller has not stored it at once
@@ -29,7 +31,6 @@ UPDATE_FILE = "update.safetensors"
 OUTCOME_FILE = "outcome.json"
 STATE_FILE = "agent.state"
 SOCKET_FILE = "agent.sock"
-LOCK_FILE = "agent.lock"
 LOG_FILE = "trainer.log"
 #: Names, in the trainer's environment, the socket that it inherits from its agent.
 FD_VARIABLE = "TESTBED_AGENT_FD"

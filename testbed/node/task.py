@@ -34,6 +34,7 @@ class Task:
         self.phases: list[dict[str, Any]] = [unmetered("receive", received - since)]
         self.phase: str | None = None
         self.cancelled: str | None = None
+        self.dropped = False  # nobody asks for it any more
 
     def result(
         self, where: dict[str, Any], outcome: str, error: str | None, produced: dict[str, Any]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -102,6 +103,9 @@ def keep_state(update: Update, folder: Path) -> str | None:
     partial = folder / "partial"
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(update.state.items())}, partial)
     name = hashlib.sha256(partial.read_bytes()).hexdigest()
+    latest = max((path.stat().st_mtime_ns for path in folder.glob("*.safetensors")), default=0)
+    written = max(partial.stat().st_mtime_ns, latest + 1)  # the newest, also where the clock was set back
+    os.utime(partial, ns=(written, written))
     partial.replace(folder / f"{name}.safetensors")
     newest = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for old in newest[KEPT_STATES:]:

@@ -95,6 +95,16 @@ class Worker:
             self.current.cancelled = outcome
             self.child.kill()
 
+    def drop(self, job: str) -> None:
+        """Forget a job, whatever became of it."""
+        for task in [task for task in self.queue if task.id == job]:
+            self.queue.remove(task)
+            self.spool.remove(job)
+        if self.current is not None and self.current.id == job and self.child is not None:
+            self.current.dropped = True
+            self.child.kill()
+        self.forget(job)
+
     def deliver(self, job: str) -> None:
         """Send a result that waits: its update first, so that the time of sending can stand in the result."""
         result = self.results.get(job)
@@ -173,6 +183,10 @@ class Worker:
         if task is self.current:
             self.current = None
             self._meter.begin("idle")
+        if task.dropped:
+            self.spool.remove(task.id)
+            self._start_next()
+            return
         limit = self.group.limit_bytes if self.group is not None else None
         where = {"device": self.settings["device"], "limit_bytes": limit, "baseline_bytes": self._baseline_bytes}
         result = task.result(where, outcome, error, produced or {})

@@ -82,12 +82,7 @@ class SerialRunner:
     jobs: list = field(default_factory=list)
     phases: list = field(default_factory=list)
     weights: HeldWeights = field(default_factory=HeldWeights)
-
-    def node(self, device):
-        return self
-
-    def missing(self, hashes):
-        return ()
+    deployed_bytes: int = 0
 
     def run(self, jobs):
         for _, job, payload in jobs:

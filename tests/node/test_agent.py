@@ -4,12 +4,18 @@ import json
 import os
 import re
 import signal
+import socket
+import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from testbed.devices import make_node
 from testbed.errors import DeviceError, LimitError
+from testbed.node import host
 from testbed.node.frames import PREFIX, PROTOCOL, Channel, encode
 from testbed.node.spool import FileSink
 from tests import drills
@@ -23,8 +29,8 @@ class Client:
 
     def __init__(self, node, greet=True):
         self.frames = []
-        self.folder = node.spool.parent
-        self.channel = Channel(node.attach(), self.sink, lambda header, *_: self.frames.append(header))
+        self.folder = drills.spool_of(node).parent
+        self.channel = Channel(node.reach({}), self.sink, lambda header, *_: self.frames.append(header))
         self.opened.append(self)
         self.channel.sock.setblocking(True)
         self.channel.sock.settimeout(drills.PATIENCE_SECONDS)
@@ -69,11 +75,7 @@ def start(tmp_path):
 
     def begin(name="board", device=None, greet=True, **changes):
         node = make_node(device or drills.device(name), drills.settings(tmp_path, **changes))
-        node.prepare()
         nodes.append(node)
-        if not node.alive():
-            node.begin_start()
-            node.finish_start()
         return node, Client(node, greet)
 
     yield begin
@@ -87,8 +89,8 @@ def test_the_first_word_is_a_welcome_that_tells_the_cap(start):
     welcome = client.expect("welcome")
     assert welcome["cap"] == {"version": "none", "path": None, "limit_bytes": None}
     assert (welcome["running"], welcome["queued"], welcome["waiting"]) == (None, [], [])
-    assert welcome["pid"] == json.loads((node.spool / "agent.state").read_text())["pid"]
-    assert (node.spool / "agent.sock").stat().st_mode & 0o777 == 0o600
+    assert welcome["pid"] == json.loads((drills.spool_of(node) / "agent.state").read_text())["pid"]
+    assert (drills.spool_of(node) / "agent.sock").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_nonsense_is_refused(start, message):
     client.channel.send(message)
     assert client.expect("refused")["error"]
     client.wait_for_the_end()
-    assert list((node.spool / "jobs").iterdir()) == []
+    assert list((drills.spool_of(node) / "jobs").iterdir()) == []
 
 
 def test_the_newest_controller_wins(start):
@@ -138,20 +140,29 @@ def test_the_newest_controller_wins(start):
 
 def test_one_spool_has_one_agent(start, tmp_path):
     node, _ = start()
-    second = make_node(drills.device(), drills.settings(tmp_path))
-    second.begin_start()
     with pytest.raises(DeviceError, match="at work here already"):
-        second.finish_start()
+        host.start(drills.spool_of(node), sys.executable, str(drills.ROOT), scoped=False)
     assert node.alive()
+
+
+def test_of_starts_at_the_same_time_one_counts(start, tmp_path):
+    """As when a connection was lost while the agent was being started, and is there again."""
+    node, client = start()
+    client.channel.close()
     node.kill()
-    assert second.wait_gone(drills.PATIENCE_SECONDS)
+    with ThreadPoolExecutor(4) as pool:
+        channels = list(pool.map(lambda _: node.reach({}), range(4)))
+    assert len({_peer(channel) for channel in channels}) == 1
+    for channel in channels:
+        channel.close()
+
+
+def _peer(channel):
+    return struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
 
 
 def test_a_spool_may_lie_deeper_than_the_path_of_a_socket_may_be_long(tmp_path):
     node = make_node(drills.device(), drills.settings(tmp_path.joinpath(*["a" * 60] * 4)))
-    node.prepare()
-    node.begin_start()
-    node.finish_start()
     client = Client(node)
     assert client.expect("welcome")
     node.kill()
@@ -171,7 +182,30 @@ def test_a_job_delivered_twice_runs_once_and_its_result_waits(start, tmp_path):
     again = Client(node)
     assert again.expect("welcome")["waiting"] == [job.id]
     again.channel.send({"type": "stored", "id": job.id})
-    wait_until(lambda: not (node.spool / "jobs" / job.id).exists())
+    wait_until(lambda: not (drills.spool_of(node) / "jobs" / job.id).exists())
+
+
+@pytest.mark.parametrize("when", ["running", "queued", "waiting"])
+def test_a_job_that_nobody_asks_for_any_more_is_forgotten(start, tmp_path, when):
+    node, client = start()
+    go, runs = tmp_path / "go", tmp_path / "runs"
+    what = drills.job("what", steps=[["count", str(runs)], ["touch", str(tmp_path / "here")], ["wait_for", str(go)]])
+    if when == "queued":
+        client.deliver(drills.job("before", steps=[["wait_for", str(go)]]))
+    client.deliver(what)
+    if when == "running":
+        wait_until((tmp_path / "here").exists)
+    if when == "waiting":
+        go.touch()
+        client.expect("result", id="what")
+    client.channel.send({"type": "cancel", "id": "what", "outcome": None})
+    go.touch()
+    if when == "queued":
+        client.expect("result", id="before")
+    wait_until(lambda: not (drills.spool_of(node) / "jobs" / "what").exists())
+    client.deliver(what)
+    assert client.expect("result", id="what")["result"]["outcome"] == "finished"
+    assert runs.read_text() == "ran\n" * (1 if when == "queued" else 2)
 
 
 def test_jobs_take_turns_in_one_trainer(start):
@@ -187,9 +221,9 @@ def test_a_payload_that_is_cut_off_leaves_no_job(start):
     client.expect("welcome")
     job = drills.job()
     client.channel.sock.sendall(encode({"type": "job", "id": job.id, "job": job.to_json()}, 1000) + bytes(500))
-    wait_until((node.spool / "jobs" / job.id).exists)
+    wait_until((drills.spool_of(node) / "jobs" / job.id).exists)
     client.channel.close()
-    wait_until(lambda: not (node.spool / "jobs" / job.id).exists())
+    wait_until(lambda: not (drills.spool_of(node) / "jobs" / job.id).exists())
     assert Client(node).expect("welcome")["queued"] == []
 
 
@@ -260,7 +294,7 @@ def test_sigterm_leaves_only_the_spool(start, tmp_path):
     client.wait_for_the_end()
     assert node.wait_gone(drills.PATIENCE_SECONDS)
     assert drills.processes_below(tmp_path) == []
-    assert not (node.spool / "agent.sock").exists()
+    assert not (drills.spool_of(node) / "agent.sock").exists()
 
 
 def test_an_agent_without_contact_ends(start, tmp_path):
@@ -270,6 +304,28 @@ def test_an_agent_without_contact_ends(start, tmp_path):
     client.channel.close()
     wait_until(lambda: not node.alive())
     wait_until(lambda: drills.processes_below(tmp_path) == [])
+
+
+def test_over_a_network_it_ends_when_nothing_is_heard_however_open_the_channel_stands(tmp_path):
+    node = make_node(drills.device(), drills.settings(tmp_path, orphan_seconds=0.3))
+    node.place = replace(node.place, remote=True)
+    client = Client(node)
+    client.expect("welcome")
+    for _ in range(4):  # as long as something comes, it stays
+        client.channel.send({"type": "ping"})
+        client.expect("pong")
+    client.wait_for_the_end()
+    assert node.wait_gone(drills.PATIENCE_SECONDS)
+
+
+def test_while_a_payload_comes_it_says_that_it_is_there(start):
+    _, client = start()
+    client.expect("welcome")
+    job = drills.job()
+    client.channel.sock.sendall(encode({"type": "job", "id": job.id, "job": job.to_json()}, 1000) + bytes(500))
+    client.expect("pong")
+    client.channel.sock.sendall(bytes(500))
+    client.expect("result", id=job.id)
 
 
 def test_an_agent_that_is_killed_takes_its_trainer_along(start, tmp_path):
@@ -285,11 +341,9 @@ def test_an_agent_that_is_killed_takes_its_trainer_along(start, tmp_path):
 def test_where_no_group_can_be_made_the_message_gives_the_way_out(tmp_path):
     nowhere = tmp_path / "nowhere"
     node = make_node(drills.device(), drills.settings(tmp_path, capped=True, cgroup_parent=nowhere))
-    node.prepare()
-    node.begin_start()
-    with pytest.raises(LimitError, match=r"board.*No such file.*--no-cap"):
-        node.finish_start()
-    assert node.wait_gone(drills.PATIENCE_SECONDS)
+    with pytest.raises(LimitError, match=r"cannot start.*No such file.*--no-cap"):
+        node.reach({})
+    assert not node.alive()
 
 
 def test_the_agent_is_small(start, tmp_path):

@@ -191,8 +191,9 @@ def test_v2_a_scope_is_asked_for_only_where_it_is_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(limits.shutil, "which", lambda _: "/usr/bin/systemd-run")
     assert limits.scope_command(root, environment) == ()
     monkeypatch.setattr(limits, "_writable", lambda _: False)
-    assert limits.scope_command(root, environment)[:3] == ("systemd-run", "--user", "--scope")
-    assert limits.scope_command(root, {}) == ()
+    command = limits.scope_command(root, environment)
+    assert command[:5] == ("env", f"XDG_RUNTIME_DIR={tmp_path}", "systemd-run", "--user", "--scope")
+    assert limits.scope_command(root, {"XDG_RUNTIME_DIR": str(tmp_path / "without")}) == ()
 
 
 def test_waiting_gives_up():

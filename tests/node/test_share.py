@@ -1,0 +1,88 @@
+"""Content from device to device: whole, verified, resumed, and for nobody without the token."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from testbed.assigned import file_hash
+from testbed.node import share
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def there(tmp_path):
+    """A folder with one content, and its hash."""
+    folder = tmp_path / "there"
+    folder.mkdir()
+    (folder / "draft").write_bytes(os.urandom(2 * MIB))
+    name = file_hash(folder / "draft")
+    (folder / "draft").rename(folder / name)
+    return folder, name
+
+
+@pytest.fixture
+def source(there):
+    """Where the folder is served."""
+    environment = {**os.environ, "SSH_CONNECTION": "127.0.0.1 5000 127.0.0.1 22"}
+    command = [sys.executable, "-I", "-S", share.__file__, "serve", str(there[0])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        process.stdin.write(json.dumps({"token": "secret"}).encode() + b"\n")
+        process.stdin.flush()
+        yield {**json.loads(process.stdout.readline()), "token": "secret"}
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+def test_a_content_arrives_once(tmp_path, there, source):
+    folder, name = there
+    here = tmp_path / "here"
+    assert share.fetch(str(here), [name], **source) == 2 * MIB
+    assert (here / name).read_bytes() == (folder / name).read_bytes()
+    assert share.fetch(str(here), [name], **source) == 0
+    assert [path.name for path in here.iterdir()] == [name]
+
+
+def test_what_has_arrived_is_not_sent_again(tmp_path, there, source):
+    folder, name = there
+    (tmp_path / f".{name}.fetched").write_bytes((folder / name).read_bytes()[:MIB])
+    assert share.fetch(str(tmp_path), [name], **source) == MIB
+
+
+def test_what_has_arrived_wrong_is_thrown_away_and_sent_again(tmp_path, there, source):
+    _, name = there
+    (tmp_path / f".{name}.fetched").write_bytes(bytes(MIB))
+    assert share.fetch(str(tmp_path), [name], **source) == 3 * MIB
+    assert file_hash(tmp_path / name) == name
+
+
+def test_what_is_not_what_its_name_says_is_refused(tmp_path, there, source):
+    folder, name = there
+    (folder / name).write_bytes(b"bad")
+    with pytest.raises(ValueError, match="was to be fetched from"):
+        share.fetch(str(tmp_path), [name], **source)
+    assert not (tmp_path / name).exists()
+
+
+def test_many_that_want_the_same_get_it_whole_and_once(tmp_path, there, source):
+    with ThreadPoolExecutor(8) as pool:
+        counts = list(pool.map(lambda _: share.fetch(str(tmp_path), [there[1]], **source), range(8)))
+    assert sorted(counts) == [0] * 7 + [2 * MIB]
+    assert file_hash(tmp_path / there[1]) == there[1]
+    assert not (tmp_path / f".{there[1]}.fetched").exists()
+
+
+def test_nobody_else_is_given_anything(tmp_path, there, source):
+    (there[0].parent / ("0" * 64)).write_text("secret")
+    with pytest.raises(ValueError, match="hung up"):
+        share.fetch(str(tmp_path / "here"), [there[1]], **{**source, "token": "guess"})
+    with pytest.raises(ValueError, match="is not there"):
+        share.fetch(str(tmp_path / "here"), ["f" * 64], **source)
+    with pytest.raises(ValueError, match="hung up"):
+        share._fetch(tmp_path / "here" / "..x", (source["address"], source["port"]), "secret")
