@@ -1,30 +1,55 @@
-"""A trainer that trains nothing: it answers every job with 4 KB of tensors.  For `round_overhead.py`."""
+"""A trainer that trains nothing: it answers every job with tensors of zeros, 4 KB unless the job's scalars name
+`update_bytes`.  For `round_overhead.py` and `controller_memory.py`.
+"""
 
 from __future__ import annotations
 
 import json
 import struct
+from pathlib import Path
+from typing import Any
 
 from testbed.node.link import AgentLink
 
-ELEMENTS = 1024
+UPDATE_BYTES = 4096
+_PIECE_BYTES = 1 << 20
 
 
-def update() -> bytes:
-    """A safetensors file with one tensor of 4 KB."""
-    entry = {"dtype": "F32", "shape": [ELEMENTS], "data_offsets": [0, 4 * ELEMENTS]}
-    header = json.dumps({"update": entry}).encode()
-    return struct.pack("<Q", len(header)) + header + bytes(4 * ELEMENTS)
+def header(update_bytes: int, tensors: int) -> bytes:
+    """The beginning of a safetensors file with equal tensors t000, t001, … of that size together."""
+    size = update_bytes // tensors
+    entries = {
+        f"t{index:03d}": {"dtype": "F32", "shape": [size // 4], "data_offsets": [index * size, (index + 1) * size]}
+        for index in range(tensors)
+    }
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+def write_update(path: Path, update_bytes: int = UPDATE_BYTES, tensors: int = 1) -> None:
+    """A safetensors file of zeros."""
+    with path.open("wb") as file:
+        file.write(header(update_bytes, tensors))
+        for start in range(0, update_bytes, _PIECE_BYTES):
+            file.write(bytes(min(_PIECE_BYTES, update_bytes - start)))
+
+
+def result(update_bytes: int, tensors: int) -> dict[str, Any]:
+    """What the controller is told of it."""
+    shape = [update_bytes // tensors // 4]
+    named = [{"name": f"t{index:03d}", "dtype": "F32", "shape": shape, "ranges": None} for index in range(tensors)]
+    return {"examples": 1, "tokens": 1, "scalars": {}, "tensors": named, "state": None}
 
 
 def main() -> None:
     link = AgentLink.connect()
     link.ready({})
-    tensors = [{"name": "update", "dtype": "F32", "shape": [ELEMENTS], "ranges": None}]
     for assignment in link.jobs(unload=lambda: None):
         link.phase("train")
-        assignment.update.write_bytes(update())
-        assignment.write_result({"examples": 1, "tokens": 1, "scalars": {}, "tensors": tensors, "state": None})
+        scalars = assignment.job["scalars"]
+        size, tensors = int(scalars.get("update_bytes", UPDATE_BYTES)), int(scalars.get("tensors", 1))
+        write_update(assignment.update, size, tensors)
+        assignment.write_result(result(size, tensors))
         link.done(assignment.id)
 
 
