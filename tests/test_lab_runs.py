@@ -1,7 +1,7 @@
 """A study on a virtual lab as a user does it: one command for each step, and nothing lost when something fails.
 
 Real trainers on three boards.  What was trained, and with what result, is compared with emulated devices of the same
-names, profiles and budgets: bit for bit.
+names, profiles and submodels: bit for bit.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def test_devices_emulated_on_a_host_of_the_lab_end_in_the_same_state_too(study, 
     other = Desk(tmp_path)  # who has provisioned other devices of these names
     other.variables["TESTBED_CACHE"] = study.desk.variables["TESTBED_CACHE"]
     other.testbed("provision", "--inventory", there)
-    other.process("run-method", "fedpruner", *study.words("on-a-host", inventory=there))
+    fitted = study.fitted(other, there.name, content)
+    other.process("run-method", "fedpruner", *study.words("on-a-host", inventory=fitted))
     folder = study.only_run("on-a-host")
     assert outcomes_of(folder) == ALL_FINISHED
     assert final_state(folder) == final_state(undisturbed)
