@@ -40,7 +40,7 @@ PAUSE_SECONDS = (0.25, 4.0)
 EventListener = Callable[[str, "int | None", "str | None", "Mapping[str, Any] | None"], None]
 #: What costs a device its job.  Whatever else keeps it from its first one (a lock, a host key, a right, a cap that
 #: cannot be had) a person must see to before the run makes sense.
-_COSTS_A_JOB = (DeviceError, DiskError)
+COSTS_A_JOB = (DeviceError, DiskError)
 
 
 class AttachedNode:
@@ -56,6 +56,7 @@ class AttachedNode:
         self.unloading = False
         self.ended: list[tuple[Result, Path | None]] = []
         self.fatal: TestbedError | None = None
+        self.late = False  # it was out of reach when the run began: what keeps it away then costs its jobs only
         self.errand = False  # one at a time
         self._errands = errands
         self._greeted = False
@@ -63,6 +64,7 @@ class AttachedNode:
         self._hangs = False  # an agent is there, and of no use
         self._refused = False  # it will be so at the next attempt too
         self._lost_at: float | None = None
+        self._lost_idle = False  # while there was no job: the next one begins with looking for the agent
         self._cause = ""
         self._attempts = 0
         self._next_attempt: float | None = None
@@ -78,7 +80,16 @@ class AttachedNode:
         self.current = assigned
         self._given_up.discard(assigned.job.id)
         self._attempts, self._lost_at = 0, None
+        if self._lost_idle:
+            self._lost_idle = False
+            self._look_again(assigned)
         self._advance()
+
+    def _look_again(self, current: Assigned) -> None:
+        """From now on, for as long as the node has patience."""
+        self._lost_at = time.monotonic()
+        if self.node.reconnect_seconds:
+            self.listener(self.node.name, current.job.client, LINK_LOST, None)
 
     def _advance(self) -> None:
         """Do what the current job needs next; errands, welcomes and timers come back here."""
@@ -180,7 +191,7 @@ class AttachedNode:
     def _not_reached(self, error: TestbedError) -> None:
         """Try again where the link was there before and its time is not over; else the job ends."""
         current, first_time = self.current, self.welcome is None
-        if first_time and type(error) not in _COSTS_A_JOB:
+        if first_time and not self.late and type(error) not in COSTS_A_JOB:
             self.fatal = error
         elif current is not None and self._may_try_again() and not isinstance(error, (DiskError, LockedError)):
             low, high = PAUSE_SECONDS
@@ -206,17 +217,23 @@ class AttachedNode:
         self.hang_up()
         current = self.current
         if current is None:
-            return
-        if self._refused:
+            self._lose_idle(cause)
+        elif self._refused:
             self._give_up(UNREACHABLE, cause)
         elif self._lost_at is None and (was_greeted or self._attempts < 2):
-            self._lost_at, self._cause, self._attempts = time.monotonic(), cause, 0 if was_greeted else self._attempts
+            self._cause, self._attempts = cause, 0 if was_greeted else self._attempts
             current.sent = False
-            if self.node.reconnect_seconds:
-                self.listener(self.node.name, current.job.client, LINK_LOST, None)
+            self._look_again(current)
             self._advance()
         else:
             self._not_reached(DeviceError(f"device {self.node.name}: {cause}"))
+
+    def _lose_idle(self, cause: str) -> None:
+        """Nobody waits for it now; the connection, which may not know yet that it has broken, is not used again."""
+        self._lost_idle, self._cause = True, cause
+        if not self.errand:
+            self.errand = True
+            self._errands.send(self.node.hang_up, self._errand_done)
 
     def _give_up(self, outcome: str, cause: str) -> None:
         """End the current job here; an agent that is there and does not answer is ended too."""
@@ -231,9 +248,9 @@ class AttachedNode:
             self._end(current.ended(name, TIMED_OUT if timed_out else outcome, text))
         if self._hangs and not self.errand:
             self.errand, self._hangs = True, False
-            self._errands.send(self.node.kill, self._killed)
+            self._errands.send(self.node.kill, self._errand_done)
 
-    def _killed(self, _: Outcome[None]) -> None:
+    def _errand_done(self, _: Outcome[None]) -> None:
         self.errand = False
         self._advance()
 

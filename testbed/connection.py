@@ -32,6 +32,10 @@ class Connection(Protocol):
 
     name: str  # of the device, for messages
 
+    @property
+    def alive(self) -> bool:
+        """Whether it still stands, as far as is known; one that has broken never comes back."""
+
     def run(
         self, command: Sequence[str], patience_seconds: float = 60.0, *, data: bytes = b"", become: bool = False
     ) -> str:
@@ -71,6 +75,10 @@ class LocalConnection:
     def __init__(self, name: str = "this machine") -> None:
         self.name = name
         self._channels: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def alive(self) -> bool:
+        return True
 
     def run(
         self, command: Sequence[str], patience_seconds: float = 60.0, *, data: bytes = b"", become: bool = False

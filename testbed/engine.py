@@ -24,10 +24,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from testbed.assigned import Assigned, file_hash
-from testbed.attached import AttachedNode, EventListener
+from testbed.attached import COSTS_A_JOB, AttachedNode, EventListener
 from testbed.devices import Node, NodeSettings, make_node
 from testbed.errands import Errands
-from testbed.errors import DeviceError, TestbedError, UsageError
+from testbed.errors import TestbedError, UsageError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -145,11 +145,11 @@ class Engine:
         told = {name: line.attached.welcome for name, line in self._lines.items()}
         return {name: welcome["cap"] for name, welcome in told.items() if welcome is not None}
 
-    def hold(self) -> dict[str, DeviceError]:
-        """Hold every device for the run, all at once; the devices that are out of reach, each with its cause.
+    def hold(self) -> dict[str, TestbedError]:
+        """Hold every device for the run, all at once; those out of reach, or with a full disk, each with its cause.
 
         Raises, in one message, what a person must see to first: devices that another run holds, host keys, rights.
-        Raises DeviceError too when no device at all can be reached.
+        Raises DeviceError too when there is no device at all that can take part.
         """
         found: dict[str, TestbedError] = {}
 
@@ -160,11 +160,13 @@ class Engine:
             self._errands.send(line.attached.node.hold, then(name))
         while not self._errands.settle(1.0):
             pass
-        stopping = [error for error in found.values() if type(error) is not DeviceError]
+        stopping = [error for error in found.values() if type(error) not in COSTS_A_JOB]
         if stopping or (found and len(found) == len(self._lines)):
             told = stopping or list(found.values())
             raise type(told[0])("; ".join(dict.fromkeys(map(str, told))))
-        return {name: error for name, error in found.items() if isinstance(error, DeviceError)}
+        for name in found:
+            self._lines[name].attached.late = True
+        return found
 
     def run(self, jobs: Iterable[tuple[str, Job, Path | None]]) -> Iterator[tuple[Result, Path | None]]:
         """Each job's result as it comes, with the path of its update; jobs of a device keep their order.

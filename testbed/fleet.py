@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from testbed.devices._board import folder, python
+from testbed.devices._board import folder, other_machine
 from testbed.devices._machine import OtherMachine
 from testbed.errands import side_by_side
 from testbed.errors import TestbedError, UsageError
+from testbed.fact_sheets import facts_of
 
 if TYPE_CHECKING:
-    from testbed.connection import Connection
     from testbed.inventory import Device
 
 Answer = TypeVar("Answer")
@@ -79,17 +79,13 @@ class Remote:
 
 @contextmanager
 def reached(device: Device) -> Iterator[Remote]:
-    """The device, for as long as is needed; raises UsageError for one that is emulated on this machine."""
-    access = device.access
-    if access is None:
+    """The device, for as long as is needed; raises UsageError for one that is emulated on this machine.
+
+    Another board behind its address than the one that was made ready is asked for nothing: every verb is refused.
+    """
+    if device.access is None:
         raise UsageError(f"device {device.name} is emulated on this machine: there is no other machine to ask")
-
-    def connect() -> Connection:
-        from testbed import ssh  # and paramiko with it
-
-        return ssh.connect(device.name, access)
-
-    machine = OtherMachine(device.name, connect, python(device), "")
+    machine = other_machine(device, "", facts_of(device) if device.kind != "emulated" else None)
     try:
         yield Remote(device, machine)
     finally:

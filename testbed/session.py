@@ -140,7 +140,7 @@ def _federate(prepared: Prepared, folder: RunFolder, watcher: Watcher, console: 
         with engine:
             watcher.run_started(folder.run_id, folder.plan, config.rounds)
             for name, error in engine.hold().items():
-                console.print(f"{name} is out of reach now: {error}", style="yellow", markup=False)
+                console.print(f"{name} takes no part for now: {error}", style="yellow", markup=False)
             return federate(
                 Run(
                     folder=folder,

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from testbed import attached, code_wheel, pulse
+from testbed import attached, code_wheel, fact_sheets, pulse
 from testbed.assigned import file_hash
 from testbed.cli import main
 from testbed.devices import make_node
 from testbed.errors import BoardError, DeviceError, HostKeyError, LockedError
+from testbed.fleet import reached
 from testbed.inventory import Access
 from testbed.job import FINISHED, UNREACHABLE
 from tests import drills
@@ -432,6 +435,85 @@ def test_a_device_that_comes_up_after_the_start_does_its_first_job(tmp_path, ser
             assert list(running.hold()) == ["board"]
             server.start()
             assert run_one(running, job())[0].outcome == FINISHED
+
+
+def test_a_link_that_breaks_while_a_device_has_no_job_does_not_cost_it_the_next_one(tmp_path, server, wheel):
+    go = tmp_path / "go"
+    with SshServer(tmp_path / "other") as second:
+
+        def break_link(name, _client, _phase, progress):
+            if (name, progress is None) == ("other", False):
+                server.stop()
+                server.start()
+
+        jobs = [
+            ("board", job("job-1"), None),
+            ("other", job("job-2", client=1, steps=[["progress"], ["wait_for", str(go)]]), None),
+        ]
+        devices = [board(server), board(second, "other")]
+        with engine(tmp_path, server, wheel, *devices, options={"on_event": break_link}) as running:
+            results = running.run(jobs)
+            assert next(results)[0].job == "job-1"
+            threading.Thread(target=release_when_lost, args=(running, "board", go)).start()
+            assert [result.outcome for result, _ in results] == [FINISHED]
+            life = agent_pid(server)
+            assert run_one(running, job("job-3"))[0].outcome == FINISHED
+            assert agent_pid(server) == life
+    assert running.problems == ()
+
+
+def release_when_lost(running, device, go):
+    wait_until(lambda: running._lines[device].attached.channel is None)
+    go.touch()
+
+
+def test_a_device_is_let_go_of_over_a_new_link_where_the_old_one_has_broken(tmp_path, server, wheel):
+    with engine(tmp_path, server, wheel) as running:
+        running.hold()
+        assert (server.folder / "device" / "lock.json").exists()
+        server.stop()
+        server.start()
+    assert running.problems == ()
+    assert not (server.folder / "device" / "lock.json").exists()
+
+
+def test_a_device_that_comes_up_late_and_is_held_by_another_run_costs_its_own_jobs_only(tmp_path, server, wheel):
+    holding = make_node(board(server), replace(drills.settings(tmp_path), run="another"))
+    holding.hold()
+    with SshServer(tmp_path / "other") as second:
+        server.stop()
+        with engine(tmp_path, server, wheel, board(server), board(second, "other")) as running:
+            assert list(running.hold()) == ["board"]
+            server.start()
+            jobs = [("board", job("job-1"), None), ("other", job("job-2", client=1), None)]
+            ended = {result.job: result for result, _ in running.run(jobs)}
+    holding.leave(1)
+    assert {name: result.outcome for name, result in ended.items()} == {"job-1": UNREACHABLE, "job-2": FINISHED}
+    assert "board is held by run another" in ended["job-1"].error
+
+
+def test_another_board_that_answers_after_the_start_is_given_nothing(tmp_path, server, wheel):
+    """Our code is there already, as on a card that was copied."""
+    with engine(tmp_path, server, wheel) as running:
+        run_one(running, job("job-1"))
+    shutil.rmtree(server.folder / "device" / "runs")
+    facts = {"board": {"board": {"model": "Raspberry Pi 5 Model B Rev 1.0"}}}
+    with SshServer(tmp_path / "other") as second:
+        server.stop()
+        with engine(tmp_path, server, wheel, board(server), board(second, "other"), facts=facts) as running:
+            running.hold()
+            server.start()
+            result, _ = run_one(running, job("job-2"))
+    assert (result.outcome, "provision --only board" in result.error) == (UNREACHABLE, True)
+    assert not (server.folder / "device" / "runs").exists()
+    assert not (server.folder / "device" / "lock.json").exists()
+
+
+def test_another_board_than_the_one_that_was_made_ready_is_asked_for_nothing(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("TESTBED_DATA", str(tmp_path))
+    fact_sheets.store("board", {"host": server.access.host, "board": {"model": "Raspberry Pi 5 Model B Rev 1.0"}})
+    with reached(board(server)) as remote, pytest.raises(BoardError, match="provision --only board"):
+        remote.tidy(None, contents=True)
 
 
 def test_a_device_whose_end_goes_wrong_keeps_no_other_from_being_let_go(tmp_path, server, wheel, monkeypatch):

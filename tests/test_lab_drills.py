@@ -164,6 +164,27 @@ def test_a_device_that_reboots_is_given_again_only_what_had_not_ended(plain_lab,
     assert times_begun(plain_lab.host(TWO), "job-3") == 1
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_device_that_reboots_while_it_waits_for_the_others_has_its_next_job(plain_lab, engine):
+    """It was the first to be done with the round."""
+    host = plain_lab.host(ONE)
+
+    def reboot():
+        host.reboot()
+        host.wait_up()
+        release(plain_lab.host(TWO), "job-2")
+
+    with engine(Mishap(TWO, reboot)) as running:
+        jobs = [
+            (ONE, job("job-1", steps=counted("job-1")), None),
+            (TWO, job("job-2", client=1, steps=lasting("job-2")), None),
+        ]
+        assert {result.outcome for result, _ in running.run(jobs)} == {FINISHED}
+        [(result, _)] = running.run([(ONE, job("job-3", steps=counted("job-3")), None)])
+    assert (result.outcome, times_begun(host, "job-3")) == (FINISHED, 1)
+    assert running.problems == ()
+
+
 def silence_told(result):
     """The seconds of silence after which the engine gave a link up, as the user is told."""
     return float(re.search(r"its agent has not answered for (\d+) s", result.error)[1])
@@ -272,6 +293,19 @@ def small_disk(plain_lab):
     console(host, f"mkdir -p {FOLDER} && mount -t tmpfs -o size=8m,uid=1000,gid=1000,mode=755 tmpfs {FOLDER}")
     yield host
     console(host, f"umount -l {FOLDER}")
+
+
+def test_a_disk_that_is_full_when_the_run_begins_keeps_only_its_own_device_away(small_disk, engine):
+    console(small_disk, f"dd if=/dev/zero of={FOLDER}/filler bs=1M 2>/dev/null", code=None)
+    with engine() as running:
+        assert list(running.hold()) == [ONE]
+        jobs = [(ONE, job("job-1"), None), (TWO, job("job-2", client=1, steps=counted("job-2")), None)]
+        ended = {result.job: result for result, _ in running.run(jobs)}
+        assert (ended["job-1"].outcome, ended["job-2"].outcome) == (FAILED, FINISHED)
+        assert "no space left" in ended["job-1"].error
+        console(small_disk, f"rm {FOLDER}/filler")
+        [(again, _)] = running.run([(ONE, job("job-3", steps=counted("job-3")), None)])
+    assert again.outcome == FINISHED
 
 
 def test_a_payload_that_the_disk_does_not_take_is_a_failed_job_that_names_the_disk(tmp_path, small_disk, engine):

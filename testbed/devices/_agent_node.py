@@ -94,10 +94,9 @@ class AgentNode:
             raise
 
     def _check_free(self, claim: Mapping[str, Any] | None) -> None:
-        """Hold the device with a claim; without one see that nobody else does, and that it is the board we know."""
+        """Hold the device with a claim; without one see that nobody else does."""
         if self.place.lock is not None:
-            model = (self._settings.facts.get(self.name, {}).get("board") or {}).get("model")
-            self._check_held(self.on.ask_early("hold", lock=self.place.lock, claim=claim, model=model))
+            self._check_held(self.on.ask_early("hold", lock=self.place.lock, claim=claim))
 
     def reach(self, contents: Mapping[str, Path]) -> socket.socket:
         self._ready(contents)
@@ -123,17 +122,23 @@ class AgentNode:
         self.on.ask("kill", spool=self.place.spool)
 
     def leave(self, patience_seconds: float) -> None:
-        if self.place.remote and not self._touched:
+        try:
+            if self._touched or not self.place.remote:
+                self._leave(patience_seconds)
+        except DeviceError:
+            if self.on.connected:
+                raise
+            self._leave(patience_seconds)  # the link had broken, unnoticed: over a new one
+        finally:
             self.on.close()
-            return
+
+    def _leave(self, patience_seconds: float) -> None:
         lock, run = self.place.lock, self._settings.run
         try:
             self.on.ask("leave", spool=self.place.spool, patience_seconds=patience_seconds, lock=lock, run=run)
         except CodeMissingError:  # it was held, and nothing more
             if lock is not None:
                 self.on.ask_early("release", lock=lock, run=run)
-        finally:
-            self.on.close()
 
     def hang_up(self) -> None:
         self.on.close()
@@ -288,11 +293,6 @@ class AgentNode:
             raise LockedError(
                 f"device {self.name} was taken from run {holder['barred']} with `testbed unlock`; this run goes on "
                 f"without it, and has it again when it is resumed (--resume {holder['barred']})"
-            )
-        if holder is not None and "model" in holder:
-            raise BoardError(
-                f"device {self.name}: behind its address is {holder['model'] or 'no board that says its name'}, and "
-                f"another one was made ready; mend the address, or: testbed provision --only {self.name}"
             )
         if holder is not None:
             raise LockedError(locked_text(self.name, self._settings.run, holder))

@@ -11,7 +11,8 @@ Below `folder` of the device (default: .local/share/edge-testbed below the login
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from testbed.devices._agent_node import AgentNode, Patience, Place
 from testbed.devices._machine import OtherMachine
@@ -34,24 +35,25 @@ def node(device: Device, settings: NodeSettings) -> AgentNode:
 
 def remote_node(device: Device, settings: NodeSettings, *, board: bool) -> AgentNode:
     """The node of a device that has an access; without `board` it shares its machine with others."""
+    where = place(device, settings, board=board)
+    on = other_machine(device, where.code, settings.facts.get(device.name) if board else None)
+    host = device.access.host if device.access is not None else ""
+    return AgentNode(device, settings, on, where, _PATIENCE, machine=f"board {device.name}" if board else host)
+
+
+def other_machine(device: Device, code: str, facts: Mapping[str, Any] | None) -> OtherMachine:
+    """The machine of a device that has an access; `facts`: of the board that it was when it was made ready, if any."""
     access = device.access
     if access is None:
         raise DeviceError(f"device {device.name}: it is no emulated device, and the inventory has no host for it")
-    where = place(device, settings, board=board)
 
     def connect() -> Connection:
         from testbed.ssh import connect as log_in  # and paramiko with it
 
         return log_in(device.name, access)
 
-    return AgentNode(
-        device,
-        settings,
-        OtherMachine(device.name, connect, where.python, where.code),
-        where,
-        _PATIENCE,
-        machine=f"board {device.name}" if board else access.host,
-    )
+    model = ((facts or {}).get("board") or {}).get("model")
+    return OtherMachine(device.name, connect, python(device), code, model)
 
 
 def place(device: Device, settings: NodeSettings, *, board: bool) -> Place:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from testbed.connection import LocalConnection
-from testbed.errors import DeviceError, DiskError
+from testbed.errors import BoardError, DeviceError, DiskError
 from testbed.node import attach, host, landing
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class CodeMissingError(DeviceError):
 
 class Machine(Protocol):
     """Where verbs are done and files lie; paths may begin with "~/"."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is contact, as far as is known."""
 
     def connect(self) -> None:
         """Be in contact; raises DeviceError or one of its kinds."""
@@ -76,6 +80,10 @@ class ThisMachine:
 
     def __init__(self) -> None:
         self._connection = LocalConnection()
+
+    @property
+    def connected(self) -> bool:
+        return True
 
     def connect(self) -> None:
         pass
@@ -115,10 +123,16 @@ class ThisMachine:
 
 
 class OtherMachine:
-    """One that is reached over a connection, with an interpreter and, once it was sent, our code."""
+    """One that is reached over a connection, with an interpreter and, once it was sent, our code.
 
-    def __init__(self, name: str, connect: Callable[[], Connection], python: str, code: str) -> None:
+    board: what its firmware calls it; every verb is refused by another one (None: any will do).
+    """
+
+    def __init__(
+        self, name: str, connect: Callable[[], Connection], python: str, code: str, board: str | None = None
+    ) -> None:
         self.name = name
+        self._board = board
         self._connect = connect
         self._python = python
         self._code = code
@@ -127,22 +141,30 @@ class OtherMachine:
 
     @property
     def connection(self) -> Connection:
+        """The one that stands, or a new one where it has broken: a device that was away for a while comes back."""
         with self._connecting:
-            if self._connection is None:
-                self._connection = self._connect()
-            return self._connection
+            found = self._connection
+            if found is None or not found.alive:
+                self.close()
+                found = self._connection = self._connect()
+            return found
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None and self._connection.alive
 
     def connect(self) -> None:
         _ = self.connection
 
     def ask(self, verb: str, **arguments: Any) -> Any:
-        said = self._said([_BOOTSTRAP, self._code, verb], arguments, _VERB_SECONDS)
+        said = self._said([_BOOTSTRAP, self._code, verb], {"board": self._board, **arguments}, _VERB_SECONDS)
         if "lacks" in said:
             raise CodeMissingError(f"device {self.name}: our code is not there yet")
         return self._answer(said)
 
     def ask_early(self, verb: str, **arguments: Any) -> Any:
-        return self.ask_text(Path(landing.__file__).read_text(encoding="utf-8"), verb, _VERB_SECONDS, **arguments)
+        text = Path(landing.__file__).read_text(encoding="utf-8")
+        return self.ask_text(text, verb, _VERB_SECONDS, board=self._board, **arguments)
 
     def ask_text(self, text: str, verb: str, limit_seconds: float, **arguments: Any) -> Any:
         return self._answer(self._said([text, verb], arguments, limit_seconds))
@@ -189,4 +211,9 @@ class OtherMachine:
     def _answer(self, said: Mapping[str, Any]) -> Any:
         if "error" in said:
             raise host.typed(said.get("kind"), f"device {self.name}: {said['error']}")
+        if "answer" not in said:
+            raise BoardError(
+                f"device {self.name}: behind its address is {said['board'] or 'no board that says its name'}, and "
+                f"another one was made ready; mend the address, or: testbed provision --only {self.name}"
+            )
         return said["answer"]

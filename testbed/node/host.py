@@ -4,7 +4,7 @@ Called in this process for the controller's own machine.  On another one, over S
 
     python -I -S -c BOOTSTRAP CODE VERB        (arguments: a JSON object on stdin)
 
-whose answer is one line, {"answer": …} or {"error": text, "kind": the name of an error}.  Standard library only.
+whose answer is one line, as that of `testbed.node.landing`.  Standard library only.
 """
 
 from __future__ import annotations
@@ -252,7 +252,8 @@ def _path(text: str) -> Path:
 def main(verb: str) -> int:
     """Do one verb; its arguments are on stdin."""
     try:
-        said = {"answer": VERBS[verb](**json.load(sys.stdin))}
+        arguments = json.load(sys.stdin)
+        said = landing.wrong_board(arguments) or {"answer": VERBS[verb](**arguments)}
     except (TestbedError, OSError) as error:
         told = in_words(error) if isinstance(error, OSError) else error
         said = {"error": str(told), "kind": type(told).__name__}

@@ -3,8 +3,8 @@
     python -I -S -c "the text of this file" VERB        (arguments: a JSON object on stdin)
 
 Complete in itself for that reason: standard library only, and nothing of this package.  The answer is one line,
-{"answer": …} or {"error": text, "kind": the name of an error}.  `testbed.node.host` has the verbs of a device that has
-our code.
+{"answer": …}, {"error": text, "kind": the name of an error}, or {"board": its name} where it is not the expected one.
+`testbed.node.host` has the verbs of a device that has our code.
 
 A lock is a file that says which run holds the device.  How long ago that was is counted on the clock that nobody sets;
 after a restart, from the restart on.  It is stale when the run has no agent there, and took the device longer ago than
@@ -46,6 +46,17 @@ def board_model() -> str | None:
     return None
 
 
+def wrong_board(arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """Take out of a verb's arguments the `board` that is expected; {"board": what it says} where this is another one.
+
+    Asked before every verb, because another machine may stand behind an address at the next connection.
+    """
+    expected = arguments.pop("board", None)
+    if expected is None or (found := board_model()) == expected:
+        return None
+    return {"board": found}
+
+
 def agent_alive(spool: Path) -> bool:
     """Whether an agent is at work on a spool: it holds a lock for as long as it lives."""
     try:
@@ -62,17 +73,14 @@ def agent_alive(spool: Path) -> bool:
 
 
 # ── the lock ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-def hold(lock: str, claim: dict[str, Any] | None, model: str | None = None) -> dict[str, Any] | None:
+def hold(lock: str, claim: dict[str, Any] | None) -> dict[str, Any] | None:
     """Hold the device for claim's run; None, or `holder` of another run that holds it.
 
     claim: run, device, owner (user@host:pid), since (epoch seconds, for people), spool, orphan_seconds.  Without one
     it is only looked who holds it.
-    A run that holds it already goes on holding it; of two that come at once, one has it.  Where a `model` is expected
-    and this board says that it is another, {"model": what it says}, and nothing was done; {"barred": run} for a
+    A run that holds it already goes on holding it; of two that come at once, one has it.  {"barred": run} for a
     controller that the device was taken from.
     """
-    if model is not None and (found := board_model()) != model:
-        return {"model": found}
     if claim is None:
         return holder(lock)
     path = Path(lock).expanduser()
@@ -354,7 +362,8 @@ def in_words(error: OSError) -> tuple[str, str]:
 def main(verb: str) -> int:
     """Do one verb; its arguments are on stdin."""
     try:
-        said = {"answer": VERBS[verb](**json.load(sys.stdin))}
+        arguments = json.load(sys.stdin)
+        said = wrong_board(arguments) or {"answer": VERBS[verb](**arguments)}
     except OSError as error:
         kind, text = in_words(error)
         said = {"error": text, "kind": kind}

@@ -76,7 +76,6 @@ class SshConnection:
 
     @property
     def alive(self) -> bool:
-        """Whether the connection still stands; it never comes back, another one must be made."""
         return self._link.alive
 
     def run(
