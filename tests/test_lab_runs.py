@@ -7,13 +7,15 @@ names, profiles and submodels: bit for bit.
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 import time
 
 import pytest
 import yaml
 
-from testbed.job import FINISHED, UNREACHABLE
+from testbed.job import FINISHED, OUT_OF_MEMORY, UNREACHABLE
 from tests.lab_runs import (
     BOARDS,
     FOLDER,
@@ -123,6 +125,48 @@ def test_a_controller_that_is_killed_collects_what_the_boards_did_meanwhile(stud
         assert len(agents[name]) == 1
         assert phases_of(collected[0, name]) == phases_of(waiting[name])
     assert final_state(folder) == final_state(undisturbed)
+
+
+def test_a_board_that_reboots_in_mid_round_begins_its_job_again_and_the_others_go_on(study, undisturbed):
+    host = study.lab.host(PI5)
+    with study.desk.started("run-method", "fedpruner", *study.words("rebooted")) as process:
+        folder = wait_for_jobs(study, "rebooted", process)
+        host.reboot()
+        host.wait_up()
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, f"{out}{err}"
+    assert re.findall(r"link lost: (\S+) is looked for again", out) == [PI5]
+    assert outcomes_of(folder) == ALL_FINISHED
+    assert final_state(folder) == final_state(undisturbed)
+
+
+def test_a_board_that_hangs_and_one_that_runs_out_of_memory_are_in_the_record(study, tmp_path):
+    """What an empty trainer takes on the smallest one has grown since it was provisioned; the kernel keeps the cap."""
+    desk = Desk(tmp_path)
+    desk.variables["TESTBED_CACHE"] = study.desk.variables["TESTBED_CACHE"]
+    shutil.copytree(study.desk.folder / "data", tmp_path / "data")
+    sheet = tmp_path / "data" / "facts" / f"{PI4}.json"
+    sheet.write_text(json.dumps(json.loads(sheet.read_text()) | {"baseline": {"bytes": 20 << 20}}))
+    content = yaml.safe_load(study.inventory.read_text())
+    content["devices"][PI4]["budget"]["memory"] = "200 MiB"
+    tight = study.write_inventory("tight.yaml", content)
+    words = study.words("hangs", "--reconnect-seconds", "1", inventory=tight)
+    with desk.started("run-method", "fedpruner", *words) as process:
+        folder = wait_for_jobs(study, "hangs", process, [ORIN, PI5])
+        study.lab.host(PI5).freeze()
+        out, err = process.communicate(timeout=200)
+    study.lab.host(PI5).thaw()
+    assert process.returncode == 0, f"{out}{err}"
+    assert outcomes_of(folder) == {
+        (0, ORIN): FINISHED, (0, PI5): UNREACHABLE, (0, PI4): OUT_OF_MEMORY,
+        (1, ORIN): FINISHED, (1, PI5): UNREACHABLE, (1, PI4): OUT_OF_MEMORY,
+    }  # fmt: skip
+    killed = results_of(folder)[0, PI4]
+    assert killed["measurement"]["limit_bytes"] == 200 << 20
+    assert "the kernel killed the trainer" in killed["error"]
+    assert "its agent has not answered for" in results_of(folder)[0, PI5]["error"]
+    report = desk.json("report", folder.name, "--runs", folder.parent)["runs"][0]
+    assert (report["state"], len(report["failures"])) == ("finished", 4)
 
 
 def test_boards_that_are_lost_cost_their_own_results_and_the_record_is_complete(study):
