@@ -9,7 +9,8 @@ checkpointed.
 Counted is the controller's own process: anonymous and shared memory (RssAnon + RssShmem of /proc/PID/status), read
 every two milliseconds from another process.  Not counted are file pages (libraries, and updates that lie in files: the
 kernel can take them back) and the devices.  The target, two payloads and 10 %, is held against what the round adds to
-a controller that is ready to begin; the interpreter with torch, which it has before, is told beside it.
+a controller that is ready to begin; the interpreter with torch, which it has before, is told beside it.  Where it is
+missed, the exit code is 1.
 """
 
 from __future__ import annotations
@@ -153,11 +154,14 @@ def main() -> None:
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
         ) as controller:
-            tell(options, *measure(controller))
+            finished, before, peak, seconds = measure(controller)
+    if finished != options.clients:
+        raise SystemExit(f"{finished} of {options.clients} clients finished, so this was no whole round")
+    sys.exit(0 if tell(options, before, peak, seconds) else 1)
 
 
-def measure(controller: subprocess.Popen[str]) -> tuple[int, int, float]:
-    """Bytes before, at the peak, and the seconds of the round."""
+def measure(controller: subprocess.Popen[str]) -> tuple[int, int, int, float]:
+    """Clients that finished, bytes before and at the peak, and the seconds of the round."""
     if controller.stdin is None or controller.stdout is None or controller.stdout.readline().strip() != READY:
         raise SystemExit("the controller did not begin")
     before = peak = memory_of(controller.pid)
@@ -170,17 +174,19 @@ def measure(controller: subprocess.Popen[str]) -> tuple[int, int, float]:
         time.sleep(SAMPLE_SECONDS)
         if controller.poll() is not None:
             raise SystemExit(f"the controller ended with {controller.returncode}")
-    print(f"{said.split()[1]} clients finished", end=", ")
-    return before, peak, time.monotonic() - begun
+    return int(said.split()[1]), before, peak, time.monotonic() - begun
 
 
-def tell(options: argparse.Namespace, before: int, peak: int, seconds: float) -> None:
+def tell(options: argparse.Namespace, before: int, peak: int, seconds: float) -> bool:
+    """Print what was measured; whether the target is met."""
     payload = options.update_mib << 20
     added = peak - before
-    verdict = "ok" if added <= TARGET_PAYLOADS * payload else "MISSED"
+    met = added <= TARGET_PAYLOADS * payload
     print(f"{options.clients} × {options.update_mib} MiB in {options.tensors} tensors, {seconds:.1f} s")
     print(f"before the round {before >> 20} MiB (interpreter, torch, engine), peak {peak >> 20} MiB")
+    verdict = "ok" if met else "MISSED"
     print(f"added {added >> 20} MiB: {added / payload:.2f} payloads   target {TARGET_PAYLOADS:.1f}: {verdict}")
+    return met
 
 
 if __name__ == "__main__":

@@ -15,9 +15,13 @@ UPDATE_BYTES = 4096
 _PIECE_BYTES = 1 << 20
 
 
-def header(update_bytes: int, tensors: int) -> bytes:
-    """The beginning of a safetensors file with equal tensors t000, t001, … of that size together."""
-    size = update_bytes // tensors
+def tensor_bytes(update_bytes: int, tensors: int) -> int:
+    """Of each of some equal F32 tensors that take as many bytes together, or a few less."""
+    return update_bytes // 4 // tensors * 4
+
+
+def header(size: int, tensors: int) -> bytes:
+    """The beginning of a safetensors file with tensors t000, t001, … of `size` bytes each."""
     entries = {
         f"t{index:03d}": {"dtype": "F32", "shape": [size // 4], "data_offsets": [index * size, (index + 1) * size]}
         for index in range(tensors)
@@ -28,15 +32,16 @@ def header(update_bytes: int, tensors: int) -> bytes:
 
 def write_update(path: Path, update_bytes: int = UPDATE_BYTES, tensors: int = 1) -> None:
     """A safetensors file of zeros."""
+    size = tensor_bytes(update_bytes, tensors)
     with path.open("wb") as file:
-        file.write(header(update_bytes, tensors))
-        for start in range(0, update_bytes, _PIECE_BYTES):
-            file.write(bytes(min(_PIECE_BYTES, update_bytes - start)))
+        file.write(header(size, tensors))
+        for start in range(0, size * tensors, _PIECE_BYTES):
+            file.write(bytes(min(_PIECE_BYTES, size * tensors - start)))
 
 
 def result(update_bytes: int, tensors: int) -> dict[str, Any]:
     """What the controller is told of it."""
-    shape = [update_bytes // tensors // 4]
+    shape = [tensor_bytes(update_bytes, tensors) // 4]
     named = [{"name": f"t{index:03d}", "dtype": "F32", "shape": shape, "ranges": None} for index in range(tensors)]
     return {"examples": 1, "tokens": 1, "scalars": {}, "tensors": named, "state": None}
 

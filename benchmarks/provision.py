@@ -10,6 +10,8 @@ ten steps   ten files of root's, each compared and written where it differs; by 
 environment Python's packages out of a folder of wheels, on one host that is ready but for them: apart, because it
             takes as long as the wheels are large
 
+A target that is missed is told, and the exit code is 1.
+
 Needs what a virtual lab needs: root, network namespaces, an OpenSSH server, sudo.
 """
 
@@ -155,19 +157,21 @@ def cold_and_warm(command: Callable[[str], list[str]], repeat: int, scratch: Pat
     return cold, warm
 
 
-def show(title: str, cold: list[float], warm: list[float], *, target: bool = False) -> None:
+def show(title: str, cold: list[float], warm: list[float], *, target: bool = False) -> bool:
+    """Print a line; whether the target is met, where there is one."""
     texts = [f"{statistics.median(each):7.2f} s (best {min(each):.2f})" for each in (cold, warm)]
     reached = statistics.median(cold) <= COLD_SECONDS and statistics.median(warm) <= WARM_SECONDS
     verdict = f"   target {COLD_SECONDS:.1f} s, {WARM_SECONDS:.1f} s: {'ok' if reached else 'MISSED'}" if target else ""
     print(f"{title:<26} cold {texts[0]}   warm {texts[1]}{verdict}", flush=True)
+    return reached or not target
 
 
-def board(lab: Lab, repeat: int, scratch: Path) -> None:
+def board(lab: Lab, repeat: int, scratch: Path) -> bool:
     """Cold once, because a board is fresh once."""
     command = [sys.executable, "-m", "testbed", "provision", "--inventory", str(lab.inventory)]
     command += ["--no-environment", "--jobs", str(len(lab.hosts))]
     cold = [seconds_of(command, scratch)]
-    show("testbed provision", cold, [seconds_of(command, scratch) for _ in range(repeat)], target=True)
+    return show("testbed provision", cold, [seconds_of(command, scratch) for _ in range(repeat)], target=True)
 
 
 def environment(lab: Lab, wheelhouse: Path, lock: Path | None, scratch: Path) -> None:
@@ -182,7 +186,8 @@ def environment(lab: Lab, wheelhouse: Path, lock: Path | None, scratch: Path) ->
     show("environment, one host", [cold], [warm])
 
 
-def main() -> None:
+def main() -> bool:
+    """Measure; whether every target is met."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     arguments.add_argument("--hosts", type=int, default=20)
     arguments.add_argument("--repeat", type=int, default=3)
@@ -202,16 +207,17 @@ def main() -> None:
         scratch = Path(name) / "scratch"
         scratch.mkdir()
         print(f"{len(lab.hosts)} hosts, {os.cpu_count()} cores, all on this machine", flush=True)
-        board(lab, options.repeat, scratch)
+        met = board(lab, options.repeat, scratch)
         for title, tool in tools.items():
             cold, warm = cold_and_warm(lambda folder, tool=tool: tool(lab, scratch, folder), options.repeat, scratch)
-            show(title, cold, warm, target=tool is ours)
+            met &= show(title, cold, warm, target=tool is ours)
         if options.environment:
             environment(lab, options.environment, options.lock, scratch)
+    return met
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(0 if main() else 1)
     except TestbedError as error:
         raise SystemExit(str(error)) from None

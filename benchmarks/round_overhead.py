@@ -9,6 +9,8 @@ checkpoint is what a round must leave on the disk: a file written, fsynced, rena
 With an inventory, its devices are used as they are, over SSH.  Then a round is dispatch and nothing else, held against
 10 ms + one round trip (a TCP handshake with the device's SSH server, measured beside it); and an update of --update-mib
 is held against scp of a file of that size from the same device in the same run.
+
+A target that is missed is told, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import shutil
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 import zipfile
@@ -99,13 +102,15 @@ def memory_of(pid: int) -> dict[str, int]:
     return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
 
 
-def line(title: str, seconds: list[float], target: float) -> None:
+def line(title: str, seconds: list[float], target: float) -> bool:
+    """Print what was measured; whether the target is met."""
     median, high = statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
     verdict = "ok" if median <= target else "MISSED"
     print(
         f"{title:<28} median {1000 * median:6.2f} ms   p95 {1000 * high:6.2f} ms   "
         f"target {1000 * target:.0f} ms: {verdict}"
     )
+    return median <= target
 
 
 def round_trip(device: Device) -> float:
@@ -175,8 +180,8 @@ def with_trainer(wheel: CodeWheel, folder: Path) -> CodeWheel:
     return CodeWheel(path, assigned.file_hash(path), (*wheel.files, "idle_trainer.py"))
 
 
-def measure_here(options: argparse.Namespace, folder: Path) -> None:
-    """Devices that are emulated on this machine."""
+def measure_here(options: argparse.Namespace, folder: Path) -> bool:
+    """Devices that are emulated on this machine; whether every target is met."""
     code = (str(HERE), str(HERE.parent))
     settings = NodeSettings("bench", folder / "nodes", trainer="idle_trainer", code=code, capped=not options.no_cap)
     known = devices(options.devices)
@@ -190,15 +195,18 @@ def measure_here(options: argparse.Namespace, folder: Path) -> None:
         memory = [memory_of(state["pid"]) for state in states]
         caps = {str(cap["version"]) for cap in engine.caps().values()}
     print(f"{len(known)} devices, {len(plain)} rounds, {os.cpu_count()} cores, cgroup {', '.join(caps)}")
-    line("round", plain, ROUND_SECONDS)
-    line("round, durable checkpoint", durable, DURABLE_ROUND_SECONDS)
+    met = line("round", plain, ROUND_SECONDS)
+    met &= line("round, durable checkpoint", durable, DURABLE_ROUND_SECONDS)
     for key, target in (("Pss", 15), ("Anonymous", 10)):
         largest = max(each[key] for each in memory) / (1 << 20)
         print(f"agent {key:<22} {largest:6.1f} MiB   target {target} MiB: {'ok' if largest <= target else 'MISSED'}")
+        met &= largest <= target
+    return met
 
 
-def measure_there(options: argparse.Namespace, folder: Path) -> None:
-    """The devices of an inventory: a job on each of them alone, then large updates against scp."""
+def measure_there(options: argparse.Namespace, folder: Path) -> bool:
+    """The devices of an inventory: a job on each of them alone, then large updates against scp; whether all is met."""
+    met = True
     known = list(load_inventory(options.inventory).select(options.only))
     settings = NodeSettings(
         f"bench-{os.getpid()}",
@@ -218,16 +226,20 @@ def measure_there(options: argparse.Namespace, folder: Path) -> None:
             rounds = range(first + WARM_UP_ROUNDS, first + WARM_UP_ROUNDS + options.rounds)
             seconds = measure(engine, [device.name], rounds, folder, durable=False)
             trip = round_trip(device)
-            line(f"{device.name}: dispatch", seconds, DISPATCH_SECONDS + trip)
+            met &= line(f"{device.name}: dispatch", seconds, DISPATCH_SECONDS + trip)
             print(f"{'':<28} round trip {1000 * trip:.2f} ms")
         for device in known[: options.transfers]:
-            compare_transfers(engine, device, folder, options.update_mib)
+            met &= compare_transfers(engine, device, folder, options.update_mib)
     for problem in engine.problems:
         print(problem)
+    return met
 
 
-def compare_transfers(engine: Engine, device: Device, folder: Path, mebibytes: int) -> None:
-    """Ours and scp in turns, so that whatever else the machine does hits both; the best of each counts."""
+def compare_transfers(engine: Engine, device: Device, folder: Path, mebibytes: int) -> bool:
+    """Ours and scp in turns, so that whatever else the machine does hits both; the best of each counts.
+
+    Gives whether the target is met.
+    """
     ours, scp = [], []
     for _ in range(5):
         ours += update_seconds(engine, device.name, mebibytes, 1)
@@ -238,12 +250,14 @@ def compare_transfers(engine: Engine, device: Device, folder: Path, mebibytes: i
         f"{min(scp):.2f} s: {100 * share:.0f} % of scp   target {100 * SCP_SHARE:.0f} %: "
         f"{'ok' if share >= SCP_SHARE else 'MISSED'}"
     )
+    return share >= SCP_SHARE
 
 
-def main() -> None:
+def main() -> bool:
+    """Measure; whether every target is met."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     arguments.add_argument("--devices", type=int, default=4)
-    arguments.add_argument("--rounds", type=int, default=200)
+    arguments.add_argument("--rounds", type=int, default=200, help="at least 2")
     arguments.add_argument("--no-cap", action="store_true")
     arguments.add_argument("--folder", type=Path, help="where to work (decides what fsync costs)")
     arguments.add_argument("--inventory", type=Path, help="use the devices of this file, over SSH")
@@ -251,12 +265,14 @@ def main() -> None:
     arguments.add_argument("--update-mib", type=int, default=100)
     arguments.add_argument("--transfers", type=int, default=1, help="devices whose large updates are measured")
     options = arguments.parse_args()
+    if options.rounds < 2:
+        arguments.error("--rounds: expected at least 2: a spread is told")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        (measure_there if options.inventory else measure_here)(options, Path(name))
+        return (measure_there if options.inventory else measure_here)(options, Path(name))
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(0 if main() else 1)
     except TestbedError as error:
         raise SystemExit(str(error)) from None

@@ -109,7 +109,11 @@ def _read(connection: Connection, may_become: bool) -> tuple[Raw, bool]:
         as_root = False
         ran = connection.attempt(command, _PATIENCE_SECONDS)
     if ran.exit_code or not ran.output.strip():
-        raise DeviceError(f"{connection.name}: it cannot be recorded: {ran.errors.strip() or 'it said nothing'}")
+        said = (ran.errors.strip().splitlines() or ["it said nothing"])[-1]
+        raise DeviceError(
+            f"{connection.name}: it cannot be recorded: {said}; that takes a few MiB in /tmp there, and mktemp, tar, "
+            "gzip and base64"
+        )
     return record_script.unpacked(ran.output, connection.name), as_root
 
 

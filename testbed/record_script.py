@@ -2,16 +2,17 @@
 
 The script changes nothing on the board: it works in a folder of its own below /tmp, which it removes, and its output is
 one archive.  What identifies the board (`private`) travels with it, so that it can be taken out of the rest; it is
-never written anywhere.
+never written anywhere on this machine.  Where there is no room for all of it, the script gives up: what is missing in
+`private` would stay in the recording.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import shlex
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -111,7 +112,8 @@ LC_ALL=C; PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin; export LC_ALL PATH
 umask 077
 T=$(mktemp -d) || exit 1
 trap 'rm -rf "$T"' EXIT
-mkdir "$T/files" "$T/said" "$T/private"
+no_room() {{ echo "there is no room in ${{T%/*}}" >&2; exit 1; }}
+mkdir "$T/files" "$T/said" "$T/private" || no_room
 limit() {{ if command -v timeout >/dev/null; then timeout "$@"; else shift; "$@"; fi; }}
 keep() {{
   [ -f "$1" ] && [ -r "$1" ] || return 0
@@ -121,10 +123,9 @@ keep() {{
 ask() {{
   number=$1 seconds=$2; shift 2
   program=$(command -v "$1") || return 0
-  mkdir "$T/said/$number"
-  echo "$program" >"$T/said/$number/program"
+  mkdir "$T/said/$number" && echo "$program" >"$T/said/$number/program" || no_room
   limit "$seconds" "$@" >"$T/said/$number/output" 2>"$T/said/$number/errors" </dev/null
-  echo $? >"$T/said/$number/code"
+  echo $? >"$T/said/$number/code" || no_room
 }}
 for file in {files}; do keep "$file"; done
 for link in /sys/devices/system/cpu/cpu[0-9]*/cpufreq; do
@@ -132,7 +133,8 @@ for link in /sys/devices/system/cpu/cpu[0-9]*/cpufreq; do
 done
 {commands}
 {private}
-cd "$T" && tar -cf - . | gzip | base64
+echo >>"$T/links" && echo >"$T/end" || no_room
+cd "$T" && tar -cf - private links files said end | gzip | base64
 """
 
 
@@ -165,7 +167,8 @@ def script() -> str:
             f"ask {number} {seconds} {shlex.join(words)}" for number, (seconds, words) in enumerate(COMMANDS)
         ),
         private="\n".join(
-            f'{{ {asked}; }} 2>/dev/null >"$T/private/{number}"' for number, asked in enumerate(_PRIVATE.values())
+            f'{{ {asked}; }} 2>/dev/null >"$T/private/{number}"; echo >>"$T/private/{number}" || no_room'
+            for number, asked in enumerate(_PRIVATE.values())
         ),
     )
 
@@ -173,13 +176,24 @@ def script() -> str:
 def unpacked(answer: str, device: str) -> Raw:
     """What the script found; raises DeviceError when the answer is none."""
     try:
-        entries = dict(_entries(base64.b64decode("".join(answer.split()), validate=True)))
-    except (binascii.Error, tarfile.TarError, EOFError, OSError) as error:
-        raise DeviceError(f"{device}: its answer cannot be read: {error}") from None
-    private = {kind: entries.get(f"private/{number}", "").splitlines() for number, kind in enumerate(_PRIVATE)}
-    links = dict(line.split(" ", 1) for line in entries.get("links", "").splitlines())
-    files = {path.removeprefix("files"): text for path, text in entries.items() if path.startswith("files/")}
-    return Raw(files, links, tuple(_said(entries)), private)
+        return _raw(dict(_entries(base64.b64decode("".join(answer.split()), validate=True))))
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
+        reason = str(error)
+    except KeyError as error:
+        reason = f"{error.args[0]} is not in it"
+    raise DeviceError(f"{device}: its answer cannot be read: {reason}; record it again")
+
+
+def _raw(entries: dict[str, str]) -> Raw:
+    """Raises KeyError or ValueError where something is missing that the script always writes."""
+    if "end" not in entries:
+        raise ValueError("it breaks off")
+    return Raw(
+        files={path.removeprefix("files"): text for path, text in entries.items() if path.startswith("files/")},
+        links=dict(line.split(" ", 1) for line in entries["links"].splitlines() if line),
+        said=tuple(_said(entries)),
+        private={kind: entries[f"private/{number}"].splitlines() for number, kind in enumerate(_PRIVATE)},
+    )
 
 
 def _entries(archive: bytes) -> Iterator[tuple[str, str]]:
@@ -193,7 +207,7 @@ def _entries(archive: bytes) -> Iterator[tuple[str, str]]:
 def _said(entries: dict[str, str]) -> Iterator[Said]:
     for number, (_, command) in enumerate(COMMANDS):
         folder = f"said/{number}"
-        if f"{folder}/code" in entries:
+        if f"{folder}/program" in entries:
             code = int(entries[f"{folder}/code"])
             yield Said(
                 command,

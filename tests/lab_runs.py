@@ -317,6 +317,11 @@ def agent_pids(host: NamespaceHost) -> list[int]:
     return [json.loads(piece + "}")["pid"] for piece in found.split("}") if piece.strip()]
 
 
+def logins(host: NamespaceHost) -> int:
+    """How often somebody was let in, by what its SSH server says."""
+    return host.folder.console.read_text(errors="replace").count("Accepted publickey")
+
+
 def files_of(host: NamespaceHost) -> dict[str, tuple[int, int]]:
     """Every file that the host has written to its disk, with size and time of its last change; logs left out."""
     upper = host.folder.upper

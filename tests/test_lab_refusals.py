@@ -7,15 +7,10 @@ import subprocess
 import pytest
 import yaml
 
-from tests.lab_runs import BOARDS, ORIN, PI5, Desk, advises, console, files_of, ours
+from tests.lab_runs import BOARDS, ORIN, PI5, Desk, advises, console, files_of, logins, ours
 from tests.virtual_lab import wait_rebooted
 
 pytestmark = [pytest.mark.slow, pytest.mark.lab, pytest.mark.usefixtures("boards_put_right")]
-
-
-def logins(host):
-    """How often somebody was let in, by what its SSH server says."""
-    return host.folder.console.read_text(errors="replace").count("Accepted publickey")
 
 
 class Untouched:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import io
 import shlex
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,6 +53,19 @@ class Answering:
         return self._ran
 
 
+def archive(**entries: str) -> str:
+    """An answer of the script that holds these files."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, text in entries.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return base64.b64encode(packed.getvalue()).decode()
+
+
+#: Of an answer that breaks off nowhere.
+WHOLE = {"end": "", "links": ""}
 Wear = Callable[[str | Path], Worn]
 
 
@@ -264,6 +279,26 @@ def test_nothing_is_left_on_the_board(wear, tmp_path):
 # --- when it cannot be -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.lab
+@pytest.mark.parametrize(
+    ("room", "said"),
+    [
+        ("nr_inodes=1", "No space left on device"),
+        ("size=4k", "there is no room in /tmp"),
+        ("size=600k", "there is no room in /tmp"),  # in the middle of it: some answers are whole, one is cut off
+    ],
+)
+def test_a_board_whose_tmp_is_full_is_not_half_recorded(wear, tmp_path, room, said):
+    board = wear(ORIN)
+    assert board.run(f"mount -t tmpfs -o {room},mode=1777 tmpfs /tmp").returncode == 0
+    with pytest.raises(DeviceError) as caught:
+        record(WornConnection(board), tmp_path / "recorded", profile=ORIN)
+    assert said in str(caught.value)
+    assert "that takes a few MiB in /tmp there" in str(caught.value)
+    assert not (tmp_path / "recorded").exists()
+    assert board.run("ls -A /tmp").stdout == ""
+
+
 def test_a_folder_that_is_there_is_not_overwritten(tmp_path):
     with pytest.raises(UsageError, match="is there already; name another folder with -o"):
         record(Answering(""), tmp_path, profile=ORIN)
@@ -276,6 +311,10 @@ def test_a_folder_that_is_there_is_not_overwritten(tmp_path):
         (Answering(""), "board: it cannot be recorded: it said nothing"),
         (Answering("Welcome!\n"), "board: its answer cannot be read"),
         (Answering(base64.b64encode(b"no archive").decode()), "board: its answer cannot be read"),
+        (Answering(archive()), "board: its answer cannot be read: it breaks off; record it again"),
+        (Answering(archive(end="")), "board: its answer cannot be read: links is not in it; record it again"),
+        (Answering(archive(**WHOLE, **{"said/0/program": "/bin/uname"})), "read: said/0/code is not in it; record it"),
+        (Answering(archive(**WHOLE, **{"said/0/program": "", "said/0/code": ""})), "read: invalid literal for int()"),
     ],
 )
 def test_an_answer_that_is_none_is_said_and_leaves_nothing(tmp_path, connection, message):

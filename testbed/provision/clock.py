@@ -81,9 +81,11 @@ def closer(connection: Connection, found: Offset) -> Offset:
     if uncertainty is None or uncertainty <= _WELL_ENOUGH_SECONDS:
         return found
     sent = time.time()
-    told = connection.attempt(["date", "+%s.%N"], _QUICK_SECONDS).output.strip()
+    told = re.fullmatch(r"\d+\.\d+", connection.attempt(["date", "+%s.%N"], _QUICK_SECONDS).output.strip())
     received = time.time()
-    again = offset(sent, received, (float(told), float(told)))
+    if told is None:  # a `date` that knows no fractions
+        return found
+    again = offset(sent, received, (float(told[0]), float(told[0])))
     return min(found, again, key=lambda each: each["uncertainty_seconds"] or 0.0)
 
 

@@ -7,15 +7,17 @@ their own, so that a run needs no root.  The root file system: tried on nothing 
 
 from __future__ import annotations
 
+import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from testbed.devices import _board
-from testbed.errors import UsageError
+from testbed.errors import DeviceError, UsageError
 from testbed.provision.environment_build import put_contents
 from testbed.provision.environment_torch import MINIMUM_GLIBC
 from testbed.provision.step import Change
@@ -35,14 +37,16 @@ _ELF_MACHINES = {0xB7: "aarch64", 0x3E: "x86_64", 0x28: "armv7l", 0x03: "i686"}
 #: $1: FOLDER, $2: the archive's hash.
 _UNPACK = """\
 set -e
+trap 'rm -rf "$1/python.partial"' EXIT
 rm -rf "$1/python.partial"; mkdir -p "$1/python.partial"
 tar -xf "$1/content/$2" -C "$1/python.partial"
 "$1/python.partial/python/bin/python3" -I -S -c 0
-rm -rf "$1/python"; mv "$1/python.partial/python" "$1/python"; rmdir "$1/python.partial"
+rm -rf "$1/python"; mv "$1/python.partial/python" "$1/python"
 """
 #: The same; the wrapper is on stdin.  Owners do not matter: in a namespace of our own, all is root's.
 _UNPACK_ROOTFS = """\
 set -e
+trap 'rm -rf "$1/rootfs.partial"' EXIT
 rm -rf "$1/rootfs.partial"; mkdir -p "$1/rootfs.partial"
 tar -xf "$1/content/$2" --no-same-owner --exclude='./dev/*' --exclude='dev/*' -C "$1/rootfs.partial"
 for folder in "$1" "$HOME" /proc /sys /dev /tmp; do mkdir -p "$1/rootfs.partial$folder"; done
@@ -95,7 +99,10 @@ def archive_change(step: str, facts: Facts, device: Device, options: Environment
         sha256 = file_hash(archive)
         put_contents(connection, folder, [Wheel(archive, sha256)], say)
         say(f"unpacking {archive.name}")
-        connection.run(["/bin/sh", "-c", script, "sh", folder, sha256], _UNPACK_SECONDS, data=data)
+        ran = connection.attempt(["/bin/sh", "-c", script, "sh", folder, sha256], _UNPACK_SECONDS, data=data)
+        if ran.exit_code:
+            said = (ran.errors.strip().splitlines() or [f"exit code {ran.exit_code}"])[0]
+            raise DeviceError(f"{connection.name}: {archive} cannot be unpacked there: {said}; is the file whole?")
 
     return Change(step, f"Python {', '.join(there) or 'none'}", f"the Python of {archive.name}", action=act)
 
@@ -110,7 +117,7 @@ def _look_into(archive: Path) -> tuple[str, str]:
                 header = file.read(20) if file else b""
                 if header[:4] == b"\x7fELF":
                     return version, _ELF_MACHINES.get(int.from_bytes(header[18:20], "little"), "another machine")
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except (OSError, tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UsageError(f"{archive}: expected an archive (.tar.gz, .tar.xz) with a Python, got {error}") from None
     raise UsageError(
         f"{archive}: expected python/bin/python3.x in it (a standalone CPython, `install_only`) or usr/bin/python3.x "

@@ -20,7 +20,7 @@ from pathlib import Path
 from testbed.errors import DeviceError, HostKeyError
 from testbed.ssh.config import Target
 
-REVOKED = "@revoked"
+REVOKED, AUTHORITY = "@revoked", "@cert-authority"
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,19 @@ def check(device: str, target: Target, key: HostKey) -> None:
     plain = [entry for entry in known if not entry.marker]
     if any(entry.key == key for entry in plain):
         return
+    not_followed = _lax(target) + _authorities(known)
     if plain:
-        raise HostKeyError(_changed(device, target, key, plain))
+        raise HostKeyError(_changed(device, target, key, plain, not_followed))
     raise HostKeyError(
-        f"{device}: the host key of {_at(target)} is not known: {key}.  Nothing was executed there.{_lax(target)}  "
+        f"{device}: the host key of {_at(target)} is not known: {key}.  Nothing was executed there.{not_followed}  "
         f"Compare it with the machine's own ({_own(key)}), then accept it: testbed trust {device}"
     )
 
 
-def _changed(device: str, target: Target, key: HostKey, known: Sequence[KnownKey]) -> str:
+def _changed(device: str, target: Target, key: HostKey, known: Sequence[KnownKey], not_followed: str) -> str:
     return (
         f"{device}: the host key of {_at(target)} has CHANGED.  It shows {key}, known is "
-        f"{', '.join(map(str, known))}.  Nothing was executed there.{_lax(target)}  Either the machine was installed "
+        f"{', '.join(map(str, known))}.  Nothing was executed there.{not_followed}  Either the machine was installed "
         f"anew, or another one answers in its place.  If you know which ({_own(key)} there shows its own key), accept "
         f"the new key: testbed trust {device}"
     )
@@ -100,6 +101,13 @@ def _own(key: HostKey) -> str:
 def _lax(target: Target) -> str:
     setting = f"  `StrictHostKeyChecking {target.lax_host_keys}` is not followed: the testbed is always strict."
     return setting if target.lax_host_keys else ""
+
+
+def _authorities(known: Iterable[KnownKey]) -> str:
+    """To a user whom `ssh` lets in, because a certificate vouches for the machine."""
+    lines = ", ".join(f"{entry.file}:{entry.line}" for entry in known if entry.marker == AUTHORITY)
+    told = f"  A certificate authority ({lines}) is not followed: paramiko asks no server for a host certificate."
+    return told if lines else ""
 
 
 def _of_file(file: Path, name: str) -> list[KnownKey]:

@@ -59,6 +59,9 @@ def _look_up(device: str, target: Target, seconds: float) -> list[tuple[int, int
         except OSError as error:
             reason = error.strerror
             answer.put(lambda: _unknown_name(device, target, reason))
+        except UnicodeError as error:  # "a..b", or a part of more than 63 letters: Python itself refuses it
+            words = str(error.__cause__ or error)
+            answer.put(lambda: _unknown_name(device, target, words))
         else:
             answer.put(lambda: found)  # type: ignore[arg-type,return-value]  # an address may have four parts
 

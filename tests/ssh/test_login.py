@@ -16,7 +16,7 @@ import pytest
 
 from testbed.errors import DeviceError, HostKeyError
 from testbed.inventory import Access
-from testbed.ssh import connect
+from testbed.ssh import SshConnection, connect
 from tests.ssh_server import SshServer, free_port, new_key
 
 pytestmark = pytest.mark.sshd
@@ -83,6 +83,30 @@ def test_a_revoked_key_is_refused_though_it_is_known(server):
     known = server.known_hosts.read_text(encoding="utf-8")
     server.known_hosts.write_text(f"{known}@revoked * {known.split(maxsplit=1)[1]}", encoding="utf-8")
     assert "was revoked" in refused(server.access, HostKeyError)
+
+
+def test_a_certificate_authority_is_said_to_be_of_no_use(tmp_path):
+    """OpenSSH's own client trusts the machine by it."""
+    authority, host_key = new_key(tmp_path / "authority"), tmp_path / "server/host_ed25519"
+    options = f"HostCertificate {host_key}-cert.pub"
+    server = SshServer(tmp_path / "server", options=options)
+    command = ["ssh-keygen", "-q", "-s", authority, "-I", "test", "-h", "-n", "127.0.0.1", f"{host_key}.pub"]
+    subprocess.run(command, check=True)
+    public = authority.with_suffix(".pub").read_text(encoding="utf-8")
+    server.known_hosts.write_text(f"# the lab's\n@cert-authority [127.0.0.*]:{server.port} {public}", encoding="utf-8")
+    not_followed = f"A certificate authority ({server.known_hosts}:2) is not followed: paramiko asks no server"
+    with server:
+        subprocess.run(["ssh", "-F", server.ssh_config, "-o", "BatchMode=yes", "board", "true"], check=True)
+        message = refused(server.access, HostKeyError)
+        assert f"is not known: ED25519 {fingerprint(server.host_key)}" in message
+        assert not_followed in message
+        assert "testbed trust board" in message
+        old = new_key(tmp_path / "old").with_suffix(".pub").read_text(encoding="utf-8")
+        with server.known_hosts.open("a", encoding="utf-8") as file:
+            file.write(f"[127.0.0.1]:{server.port} {old}")
+        message = refused(server.access, HostKeyError)
+        assert "has CHANGED" in message
+        assert not_followed in message
 
 
 @pytest.mark.parametrize("form", ["hashed", "pattern", "alias", "among others"])
@@ -241,6 +265,13 @@ def test_a_name_that_nobody_knows(server):
     assert "the host name no-such-host.invalid cannot be resolved" in message
 
 
+@pytest.mark.parametrize("name", [f"{'a' * 64}.invalid", "lab..invalid"])
+def test_a_name_that_can_be_nobodys(server, name, capfd):
+    message = refused(at(server, HostName=name))
+    assert f"the host name {name} cannot be resolved (label empty or too long); correct `host`" in message
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_something_that_is_not_ssh(server):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = str(silent.getsockname()[1])
@@ -282,6 +313,29 @@ def test_through_two_jump_hosts(behind_two):
     assert whoami(access) == servers[-1].user
     for server in servers:
         assert "Accepted publickey" in server.log.read_text(encoding="utf-8")
+
+
+def first_socket(connection: SshConnection) -> socket.socket:
+    """Of the first hop: what goes through a jump host has no other."""
+    link = connection._link
+    while link.before is not None:
+        link = link.before
+    return link.transport.sock
+
+
+def test_no_packet_waits_to_be_filled(server):
+    with contextlib.closing(connect("board", server.access)) as connection:
+        sock = first_socket(connection)
+        assert sock.getpeername()[1] == server.port
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_nor_does_one_on_the_way_to_the_first_jump_host(behind_two):
+    access, (outer, _, _) = behind_two
+    with contextlib.closing(connect("board", access)) as connection:
+        sock = first_socket(connection)
+        assert sock.getpeername()[1] == outer.port
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_the_host_keys_of_jump_hosts_are_strict_too(behind_two):
