@@ -165,6 +165,11 @@ class ProfileFile(FileModel):
         title="a list of texts such as p3767-0005",
         description="The board's device tree names one of them as `compatible`; without it that is not looked at.",
     )
+    l4t: list[int] = Field(
+        default=[],
+        title="a list of whole numbers such as 36",
+        description="Jetson: the major releases of L4T that this was written for; on another one there is a note.",
+    )
     accelerator: Literal["cuda"] | None = Field(default=None, title='"cuda", or nothing')
     accelerator_detail: str | None = Field(default=None, title="text")
     rails: dict[str, str] = Field(

@@ -34,6 +34,7 @@ class HardwareProfile:
     cores: int
     architecture: str = "aarch64"
     compatible: tuple[str, ...] = ()  # one of these is part of the device tree's `compatible`; (): nothing is expected
+    l4t: tuple[int, ...] = ()  # major releases of Jetson Linux that the facts are for; (): of no Jetson
     accelerator: str | None = None  # "cuda" or None
     accelerator_detail: str | None = None  # cores and architecture, for people
     rails: tuple[PowerRail, ...] = ()

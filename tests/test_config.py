@@ -276,6 +276,7 @@ def test_every_profile_of_the_catalogue_is_sound(file):
     assert profile.name == file.stem
     assert 0.8 * profile.memory_bytes < profile.usable_memory_bytes <= profile.memory_bytes
     assert bool(profile.rails) == (profile.measurement_point is not None) == bool(profile.total_rails)
+    assert bool(profile.l4t) == profile.name.startswith("jetson_")
 
 
 def test_the_catalogue_has_every_memory_variant_of_every_board():

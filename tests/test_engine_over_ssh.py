@@ -17,11 +17,13 @@ import pytest
 from testbed import attached, code_wheel, fact_sheets, pulse
 from testbed.assigned import file_hash
 from testbed.cli import main
+from testbed.connection import LocalConnection
 from testbed.devices import make_node
 from testbed.errors import BoardError, DeviceError, HostKeyError, LockedError
 from testbed.fleet import reached
 from testbed.inventory import Access
 from testbed.job import FINISHED, UNREACHABLE
+from testbed.provision.hold import Hold
 from tests import drills
 from tests.drills import MIB, ROOT, job, processes_below, wait_until
 from tests.ssh_server import SshServer
@@ -52,10 +54,10 @@ def agents_below(folder):
     return [pid for pid in processes_below(folder) if b"sshd" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def board(server, name="board", **changes):
+def board(server, name="board", kind="generic", **changes):
     plain = drills.device(name)
     there = str(server.folder / "device")
-    return replace(plain, kind="generic", access=server.access, python=sys.executable, folder=there, **changes)
+    return replace(plain, kind=kind, access=server.access, python=sys.executable, folder=there, **changes)
 
 
 def engine(folder, server, wheel, *devices, options=None, **changes):
@@ -383,6 +385,22 @@ def test_two_names_for_one_board_are_told(tmp_path, server, wheel):
         pytest.raises(LockedError, match=r"is the same machine and folder as device (one|two): leave one of them out"),
     ):
         running.hold()
+
+
+@pytest.mark.parametrize("kind", ["generic", "emulated"])
+def test_a_device_that_is_being_made_ready_is_refused_and_its_machine_too(tmp_path, server, wheel, kind):
+    """Its environment may be put in another one's place at any moment."""
+    device = board(server, kind=kind)
+    visit = Hold(device)
+    visit.take(LocalConnection("board"), None)
+    with (
+        engine(tmp_path, server, wheel, device) as running,
+        pytest.raises(LockedError, match=r"device board is being made ready by \S+, for .*testbed unlock board"),
+    ):
+        running.hold()
+    visit.release(LocalConnection("board"))
+    with engine(tmp_path, server, wheel, device) as running:
+        assert run_one(running, job())[0].outcome == FINISHED
 
 
 def test_a_lock_that_nobody_stands_behind_any_more_is_called_stale(tmp_path, server, wheel):

@@ -46,7 +46,7 @@ def _board(sheet: FactSheet) -> dict[str, str]:
     l4t = f"L4T {board['l4t']}" if board["l4t"] else None
     return {
         "board": board["model"] or DASH,
-        "system": _joined(board["os"], l4t, board["kernel"], board["machine"]),
+        "system": _joined(board["os"], l4t, board["kernel"], board["machine"], _glibc(board["glibc"])),
         "memory": f"{bytes_text(board['memory_bytes'])}, swap {_swap(sheet['swap'])}",
         "disk": f"{bytes_text(sheet['disk_free_bytes'])} free",
     }
@@ -69,14 +69,12 @@ def _environment(sheet: FactSheet) -> dict[str, str]:
     python, environment = sheet.get("python") or {}, sheet.get("environment") or {}
     torch = environment.get("torch")
     baseline = sheet.get("baseline") or {}
-    charged = sheet.get("cuda_charged_to_cgroup")
-    answer = "not measured" if charged is None else "yes" if charged else "no"
     rows = {
         "python": _joined(python.get("version"), python.get("path")),
         "torch": _joined(torch, "CUDA" if environment.get("cuda_available") else "CPU") if torch else DASH,
         "empty trainer": _baseline(baseline),
     }
-    return {**rows, "CUDA charged": answer} if sheet["board"]["l4t"] else rows
+    return {**rows, "CUDA charged": _charged(sheet)} if sheet["board"]["l4t"] else rows
 
 
 def _joined(*parts: str | None) -> str:
@@ -98,6 +96,19 @@ def _clock(clock: Mapping[str, Any]) -> str:
     return (
         f"{kept}, {1000 * clock['offset_seconds']:+.1f} ± {1000 * clock['uncertainty_seconds']:.1f} ms to this machine"
     )
+
+
+def _glibc(version: str | None) -> str | None:
+    return version and f"glibc {version}"
+
+
+def _charged(sheet: FactSheet) -> str:
+    """Whether a cap holds the GPU's memory too, and what that was seen by."""
+    probe = sheet.get("charge")
+    if not probe:
+        return "not measured"
+    answer = {True: "yes", False: "no"}.get(probe["charged"], "could not be told")
+    return f"{answer} ({probe['why']})"
 
 
 def _baseline(baseline: Mapping[str, Any]) -> str:

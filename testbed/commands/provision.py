@@ -39,7 +39,9 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 )
 @click.option("--python-archive", type=_FILE, help="A standalone CPython for devices whose own is too old.")
 @click.option(
-    "--rootfs-archive", type=_FILE, help="A Debian arm64 root file system for devices whose glibc is too old."
+    "--rootfs-archive",
+    type=_FILE,
+    help="A Debian arm64 root file system for devices whose glibc is too old (JetPack 4); untried on any board.",
 )
 @click.option("--lock", type=_FILE, help="Versions of the packages [default: those that come with the testbed].")
 def command(inventory: Path | None, only: tuple[str, ...], **options: Any) -> int:
@@ -49,18 +51,21 @@ def command(inventory: Path | None, only: tuple[str, ...], **options: Any) -> in
     kept as the device's fact sheet (`testbed inventory --facts`).  Exits with 1 when a device failed, or still has to
     be rebooted.
     """
-    devices = [device for device in read_inventory(inventory, only) if device.access is not None]
+    everything = read_inventory(inventory, ())
+    devices = [device for device in everything.select(only) if device.access is not None]
     if not devices:
         click.echo("nothing to make ready: these devices are emulated on this machine", err=True)
         return 0
-    provisioning, watching = _prepare(devices, options)
+    provisioning, watching = _prepare(devices, everything.devices, options)
     with watching:
         outcomes = provisioning.run()
     _tell(outcomes, inventory, options)
     return _FAILED if any(outcome.failed for outcome in outcomes) else 0
 
 
-def _prepare(devices: Sequence[Device], options: dict[str, Any]) -> tuple[Provisioning, AbstractContextManager[Any]]:
+def _prepare(
+    devices: Sequence[Device], others: tuple[Device, ...], options: dict[str, Any]
+) -> tuple[Provisioning, AbstractContextManager[Any]]:
     from testbed.provision.environment import EnvironmentOptions
     from testbed.provision.runner import Provisioning, board_steps
     from testbed.provision.visit import Options
@@ -70,7 +75,7 @@ def _prepare(devices: Sequence[Device], options: dict[str, Any]) -> tuple[Provis
         check_lock(options["lock"])
     chosen = Options(options["check"], options["reboot"], options["keep_swap"])
     names = ("air_gapped", "wheelhouse", "python_archive", "rootfs_archive", "lock")
-    environment = EnvironmentOptions(**{name: options[name] for name in names})
+    environment = EnvironmentOptions(**{name: options[name] for name in names}, others=others)
     watcher, watching = _watcher([device.name for device in devices], as_json=options["as_json"])
     if options["no_environment"]:
         boards: dict[str, Any] = {"steps": lambda device: board_steps(device, chosen)}

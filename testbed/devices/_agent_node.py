@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Stands in the lock for the run, where a device is held to be made ready.
+PROVISION = "provision"
 #: How long an agent that listens no more takes to be gone altogether.
 _GONE_SECONDS = 5.0
 #: Machine → held by the node that sends content to it.
@@ -42,7 +44,8 @@ class Place:
     content: str
     code: str  # the folder that holds our packages
     python: str
-    lock: str | None = None  # None: a run need not have the device for itself
+    lock: str | None = None  # of the machine; None: nobody else comes here
+    shared: bool = False  # with other devices: a run looks whether the machine is held, and does not hold it
     remote: bool = False
 
 
@@ -133,7 +136,7 @@ class AgentNode:
             self.on.close()
 
     def _leave(self, patience_seconds: float) -> None:
-        lock, run = self.place.lock, self._settings.run
+        lock, run = None if self.place.shared else self.place.lock, self._settings.run
         try:
             self.on.ask("leave", spool=self.place.spool, patience_seconds=patience_seconds, lock=lock, run=run)
         except CodeMissingError:  # it was held, and nothing more
@@ -277,7 +280,7 @@ class AgentNode:
 
     # ── the lock ───────────────────────────────────────────────────────────────────────────────────────────────────
     def _claim(self) -> dict[str, Any] | None:
-        if self.place.lock is None:
+        if self.place.lock is None or self.place.shared:
             return None
         return {
             "run": self._settings.run,
@@ -330,6 +333,8 @@ def locked_text(device: str, run: str, holder: Mapping[str, Any]) -> str:
     """Who holds the device, for how long, and the way out."""
     if holder["run"] is None:
         return f"device {device} has a lock that cannot be read; remove it with: testbed unlock {device}"
+    if holder["run"] == PROVISION:
+        return _visited_text(device, holder)
     if holder["run"] == run:
         return f"device {device} is the same machine and folder as device {holder['device']}: leave one of them out"
     age, owner = seconds_text(holder["age_seconds"]), holder["owner"]
@@ -343,6 +348,21 @@ def locked_text(device: str, run: str, holder: Mapping[str, Any]) -> str:
     return (
         f"device {device} is held by run {holder['run']} of {owner}, for {age}; wait for it, end it with "
         f"`testbed stop {holder['run']}`, or take the device from it with `testbed unlock {device}{force}`"
+    )
+
+
+def _visited_text(device: str, holder: Mapping[str, Any]) -> str:
+    """The same where it is no run, but a visit that makes the device ready."""
+    owner, age = holder["owner"], seconds_text(holder["age_seconds"])
+    other = f" as device {holder['device']}" if holder["device"] != device else ""
+    if holder["stale"]:
+        return (
+            f"device {device} was held{other} by a visit of `testbed provision` of {owner}, {age} ago, which has not "
+            f"let go of it: the lock is stale; remove it with `testbed unlock {device}`"
+        )
+    return (
+        f"device {device} is being made ready{other} by {owner}, for {age}; wait for it, or, if it is gone, remove its "
+        f"lock with `testbed unlock {device}`"
     )
 
 

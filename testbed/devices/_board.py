@@ -66,7 +66,8 @@ def place(device: Device, settings: NodeSettings, *, board: bool) -> Place:
         content=f"{root}/content",
         code=f"{root}/code/{wheel}",
         python=python(device),
-        lock=f"{root}/lock.json" if board else None,
+        lock=f"{root}/lock.json",
+        shared=not board,
         remote=True,
     )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import secrets
 import select
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import socket
 
     from testbed.devices._agent_node import AgentNode
+    from testbed.devices._machine import Machine
 
 _START_SECONDS = 30.0
 #: Of a fetch as a whole; one that does not move ends much earlier, by itself.
@@ -24,7 +26,7 @@ _FETCH_SECONDS = 6 * 3600.0
 
 
 class Site:
-    """The device that content of its site comes through."""
+    """The device that content of its site comes through, in a run."""
 
     def __init__(self, through: AgentNode) -> None:
         self._through = through
@@ -35,39 +37,53 @@ class Site:
 
     def bring(self, to: AgentNode, contents: Mapping[str, Path]) -> int:
         """Have the contents, which are kept, on `to`; the bytes between the two devices.  Raises DeviceError."""
-        with self._served() as source:
-            count: int = to.on.ask_text(
-                share_text(), "fetch", _FETCH_SECONDS, folder=to.place.content, contents=list(contents), **source
-            )
-        return count
+        return carry(_side(self._through), _side(to), contents)
 
-    @contextmanager
-    def _served(self) -> Iterator[dict[str, Any]]:
-        """{"address", "port", "token"} of a server that lives as long as the channel it was started over."""
-        on, token = self._through.on, secrets.token_hex(16)
-        channel = on.run_text(share_text(), "serve", self._through.place.content)
-        with channel:
-            yield {**self._listening(channel, token), "token": token}
 
-    def _listening(self, channel: socket.socket, token: str) -> dict[str, Any]:
+def _side(node: AgentNode) -> Side:
+    return Side(node.name, node.on, node.place.content)
+
+
+@dataclass(frozen=True)
+class Side:
+    """Where contents lie: a device's machine, with an interpreter of any Python ≥ 3.10, and a folder there."""
+
+    name: str
+    on: Machine
+    content: str
+
+
+def carry(source: Side, target: Side, contents: Collection[str]) -> int:
+    """Have contents of one device on another, which fetches them; the bytes that travelled.  Raises DeviceError."""
+    with _served(source, contents) as server:
+        count: int = target.on.ask_text(
+            share_text(), "fetch", _FETCH_SECONDS, folder=target.content, contents=list(contents), **server
+        )
+    return count
+
+
+@contextmanager
+def _served(source: Side, contents: Collection[str]) -> Iterator[dict[str, Any]]:
+    """{"address", "port", "token"} of a server of these contents; it lives as long as its channel."""
+    token = secrets.token_hex(16)
+    with source.on.run_text(share_text(), "serve", source.content) as channel:
         try:
-            channel.sendall(json.dumps({"token": token}).encode() + b"\n")
-            found: dict[str, Any] = json.loads(self._line(channel))
+            channel.sendall(json.dumps({"token": token, "contents": list(contents)}).encode() + b"\n")
+            found: dict[str, Any] = json.loads(_line(channel))
         except (OSError, ValueError) as error:
-            raise self._serves_nobody(str(error)) from None
-        return found
+            raise DeviceError(f"device {source.name}: it does not serve the others of its site ({error})") from None
+        yield {**found, "token": token}
 
-    def _line(self, channel: socket.socket) -> bytes:
-        line = b""
-        while not line.endswith(b"\n"):
-            piece = channel.recv(4096) if select.select([channel], [], [], _START_SECONDS)[0] else b""
-            if not piece:
-                raise self._serves_nobody("no answer")
-            line += piece
-        return line
 
-    def _serves_nobody(self, why: str) -> DeviceError:
-        return DeviceError(f"device {self._through.name}: it does not serve the others of its site ({why})")
+def _line(channel: socket.socket) -> bytes:
+    """The first line that a channel says; raises OSError where it ends or is silent before that."""
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = channel.recv(4096) if select.select([channel], [], [], _START_SECONDS)[0] else b""
+        if not piece:
+            raise TimeoutError("no answer")
+        line += piece
+    return line
 
 
 def share_text() -> str:

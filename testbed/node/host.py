@@ -49,12 +49,12 @@ def ready(
     lock: str | None = None,
     claim: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Hold the device, have an agent at work on the spool, and say which of the contents are missing.
+    """Hold the device (without a claim: see that nobody does), have an agent, and say which contents are missing.
 
     {"missing": [hash], "spool": path, "content": path}, or {"holder": `landing.holder`} when another run holds the
     device, and then nothing has been done.  Raises LimitError or DeviceError when no agent can be started.
     """
-    if lock is not None and claim is not None and (other := landing.hold(lock, claim)) is not None:
+    if lock is not None and (other := landing.hold(lock, claim)) is not None:
         return {"holder": other}
     folder, content = _path(spool), _path(settings["content"])
     content.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,14 @@
 """Content from one device of a site to another, past the controller's thin uplink.
 
-    python -I -S -c "the text of this file" serve FOLDER      first line of stdin: {"token": …}; ends with stdin
+    python -I -S -c "the text of this file" serve FOLDER      first line of stdin: {"token": …, "contents": [hash, …]};
+                                                              ends with stdin
     python -I -S -c "the text of this file" fetch             arguments of `fetch`: a JSON object on stdin
 
 Complete in itself, as `testbed.node.landing` is, whose answers it gives.  The server listens on the address at which
-the controller has reached its device, for as long as the channel stands that it was started over, and gives files of
-one folder, by hash, to whoever knows the token.  Nothing is encrypted: it is for what many devices are sent, not for
-anybody's data.  What arrives is verified; a transfer that broke off goes on where it stopped.
+the controller has reached its device, for as long as the channel stands that it was started over, and gives those files
+of one folder that it was told, by hash, to whoever knows the token.  Nothing is encrypted: it is for what many devices
+are sent, not for anybody's data, which lies in the same folder.  What arrives is verified; a transfer that broke off
+goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import socket
 import struct
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,12 +32,13 @@ _SIZE = struct.Struct(">q")  # bytes that follow; -1: there is no such file
 
 
 # ── who has it ───────────────────────────────────────────────────────────────────────────────────────────────────────
-def serve(folder: Path, token: str) -> None:
-    """Say {"address", "port"} on stdout, and answer requests until stdin ends."""
+def serve(folder: Path, token: str, contents: list[str]) -> None:
+    """Say {"address", "port"} on stdout, and give these contents, and no others, until stdin ends."""
+    given = {content: folder / content for content in contents}
     with socket.create_server((_own_address(), 0), family=_family(_own_address())) as listener:
         address, port = listener.getsockname()[:2]
         print(json.dumps({"address": address, "port": port}), flush=True)
-        threading.Thread(target=_accept, args=(listener, folder, token), daemon=True).start()
+        threading.Thread(target=_accept, args=(listener, given, token), daemon=True).start()
         sys.stdin.buffer.read()
 
 
@@ -47,27 +51,22 @@ def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def _accept(listener: socket.socket, folder: Path, token: str) -> None:
+def _accept(listener: socket.socket, given: Mapping[str, Path], token: str) -> None:
     while True:
         client, _ = listener.accept()
-        threading.Thread(target=_answer, args=(client, folder, token), daemon=True).start()
+        threading.Thread(target=_answer, args=(client, given, token), daemon=True).start()
 
 
-def _answer(client: socket.socket, folder: Path, token: str) -> None:
-    """One request: {"token", "content", "offset"} in a line.  A stranger is hung up on."""
+def _answer(client: socket.socket, given: Mapping[str, Path], token: str) -> None:
+    """One request: {"token", "content", "offset"} in a line.  A stranger is hung up on, and who asks for more."""
     client.settimeout(_SILENCE_SECONDS)
     with client, client.makefile("rb") as lines:
         try:
             asked = json.loads(lines.readline(1 << 16))
-            if not hmac.compare_digest(str(asked["token"]), token) or not _is_hash(asked["content"]):
-                return
-            _send(client, folder / asked["content"], int(asked["offset"]))
+            if hmac.compare_digest(str(asked["token"]), token):
+                _send(client, given[asked["content"]], int(asked["offset"]))
         except (OSError, ValueError, KeyError, TypeError):
             return
-
-
-def _is_hash(text: Any) -> bool:
-    return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 def _send(client: socket.socket, path: Path, offset: int) -> None:
@@ -153,7 +152,7 @@ def _hash(path: Path) -> str:
 def main(words: list[str]) -> int:
     """`serve FOLDER`, or `fetch`."""
     if words[0] == "serve":
-        serve(Path(words[1]).expanduser(), json.loads(sys.stdin.buffer.readline())["token"])
+        serve(Path(words[1]).expanduser(), **json.loads(sys.stdin.buffer.readline()))
         return 0
     try:
         said: dict[str, Any] = {"answer": fetch(**json.load(sys.stdin))}

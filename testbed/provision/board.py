@@ -8,6 +8,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from testbed.byte_text import format_bytes
+from testbed.provision.environment_torch import NoTorchError, l4t_major, torch_build
 from testbed.provision.part import Answer, Part
 from testbed.provision.step import Facts, Note, Problem
 
@@ -126,13 +127,14 @@ def _whole(text: str | None) -> int | None:
 
 
 def _lock(values: dict[str, str]) -> Any:
-    """Who holds the device; None when nobody does."""
+    """Who holds the device; None when nobody does, `run` is None in a lock that cannot be read."""
     if "lock" not in values:
         return None
     try:
-        return json.loads(values["lock"])
+        found = json.loads(values["lock"])
     except ValueError:
-        return {"run": None, "owner": "somebody (its lock.json cannot be read)", "since": None}
+        found = None
+    return found if isinstance(found, dict) else {"run": None}
 
 
 class Identity:
@@ -149,12 +151,8 @@ class Identity:
             return Problem(
                 self.name, f"{_who(board)} runs a 32-bit system; install the 64-bit image of its maker", True
             )
-        if board["machine"] != profile.architecture:
-            text = (
-                f"its processor is {board['machine']}, not {profile.architecture}: what is measured is not that board"
-            )
-            return Note(self.name, text)
-        return None
+        told = [text for differs in (_other_machine, _other_release, _other_python) if (text := differs(facts, device))]
+        return Note(self.name, "; ".join(told)) if told else None
 
 
 _WAY_OUT = "nothing was changed there: correct host or profile in the inventory"
@@ -177,6 +175,39 @@ def _other_memory(board: dict[str, Any], profile: HardwareProfile) -> str | None
         return None
     expected = f"{format_bytes(profile.usable_memory_bytes)} usable of {format_bytes(profile.memory_bytes)}"
     return f"profile {profile.name} has {expected}, this has {format_bytes(found)}"
+
+
+def _other_machine(facts: Facts, device: Device) -> str | None:
+    found, expected = facts["board"]["machine"], device.profile.architecture
+    if found == expected:
+        return None
+    return f"its processor is {found}, not {expected}: what is measured is not that board"
+
+
+def _other_release(facts: Facts, device: Device) -> str | None:
+    """On another release than the profile's, cgroups, power modes and sensors may be other ones."""
+    profile, major = device.profile, l4t_major(facts)
+    if major is None or not profile.l4t or major in profile.l4t:
+        return None
+    expected = ", ".join(map(str, profile.l4t))
+    return f"it runs L4T {facts['board']['l4t']}, and what profile {profile.name} says was written for L4T {expected}"
+
+
+def _other_python(facts: Facts, device: Device) -> str | None:
+    """The system's, where it is another than the profile's and the board's torch has no wheels for it."""
+    there = (facts.get("python") or {}).get("candidates")
+    if not there or device.python is not None:
+        return None
+    try:
+        build = torch_build(device, facts)
+    except NoTorchError:  # which is told where the environment is made
+        return None
+    found, expected = there[0]["version"], device.profile.python
+    version = ".".join(found.split(".")[:2])
+    if version == expected or version in build.pythons:
+        return None
+    fits = ", ".join(build.pythons)
+    return f"its Python is {found}, profile {device.profile.name} has {expected}, and {build.text} is for {fits}"
 
 
 def _who(board: dict[str, Any]) -> str:

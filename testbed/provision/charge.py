@@ -1,4 +1,7 @@
-"""Whether a Jetson charges CUDA memory to the cgroup of who takes it: measured once per kernel and torch, and kept."""
+"""Whether a Jetson charges CUDA memory to the cgroup of who takes it: measured once per kernel and torch, and kept.
+
+A probe that could not tell is kept too, with its reason, and made again at the next visit.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from testbed.devices import _board
 from testbed.errors import DeviceError
 from testbed.provision import environment_build
 from testbed.provision.part import Answer, Part
-from testbed.provision.step import Change, Facts
+from testbed.provision.step import Change, Facts, Note
 
 if TYPE_CHECKING:
     from testbed.connection import Connection
@@ -42,29 +45,38 @@ CHARGE_PART = Part("charge", _parse, script=f'cat "$FOLDER/{_FILE.format("$DEVIC
 
 
 class ChargeProbe:
-    """The probe, where there is a CUDA that shares the board's memory."""
+    """The probe, where there is a CUDA that shares the board's memory; of one visit, in which it is made once."""
 
     name = "CUDA in cgroup"
 
-    def check(self, facts: Facts, device: Device) -> Change | None:
+    def __init__(self) -> None:
+        self._made = False
+
+    def check(self, facts: Facts, device: Device) -> Change | Note | None:
         environment = facts.get("environment") or {}
         if device.kind != "jetson" or device.accelerator != "cuda" or not environment.get("cuda_available"):
             return None
         board = facts["board"]
         key = {"kernel": board["kernel"], "l4t": board["l4t"], "torch": environment.get("torch")}
-        if (facts.get("charge") or {}).get("key") == key:
+        record = facts.get("charge") or {}
+        known = record.get("key") == key
+        if known and record["charged"] is not None:
             return None
+        if known and self._made:
+            return Note(self.name, f"it could not be told, and is tried again at the next visit: {record['why']}")
         parent = facts["memory_cgroup"]["parent"]
 
         def act(connection: Connection, say: Say) -> None:
             say("taking GPU memory in a group of its own")
             found = probe(connection, device, parent)
-            record = json.dumps({"key": key, **found})
+            told = json.dumps({"key": key, **found})
             script = 'cat >"$1.new" && mv "$1.new" "$1"'
             path = f"{_board.folder(device)}/{_FILE.format(device.name)}"
-            connection.run(["sh", "-c", script, "sh", path], data=record.encode())
+            connection.run(["sh", "-c", script, "sh", path], data=told.encode())
+            self._made = True
 
-        return Change(self.name, "not measured", "measured", action=act)
+        found = f"could not be told: {record['why']}" if known else "not measured"
+        return Change(self.name, found, "measured", action=act)
 
 
 def probe(connection: Connection, device: Device, parent: str | None) -> dict[str, Any]:

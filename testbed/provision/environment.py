@@ -26,7 +26,8 @@ from testbed.provision.environment_build import Installation, Wanted
 from testbed.provision.environment_facts import PROOF_RECORD
 from testbed.provision.environment_python import archive_change, archive_version
 from testbed.provision.environment_torch import MINIMUM_GLIBC, NoTorchError, TorchBuild, device_machine, torch_build
-from testbed.provision.step import Change, Problem
+from testbed.provision.site import way_to
+from testbed.provision.step import Change, Note, Problem
 from testbed.provision.wheels import Target
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from testbed.provision.step import Facts, Say, Step
 
 _OLDEST = (3, 10)
+_UNTRIED = "trainers run inside a root file system of --rootfs-archive; that is untried on any board"
 _ENVIRONMENT = hashlib.sha256(json.dumps(TRAINER_ENVIRONMENT, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -48,6 +50,7 @@ class EnvironmentOptions:
                     old
     rootfs_archive  a Debian arm64 root file system with Python, for boards whose glibc is too old
     lock            instead of the one that comes with the testbed
+    others          devices that contents may come through (`via`): all of the inventory
     """
 
     air_gapped: bool = False
@@ -55,6 +58,7 @@ class EnvironmentOptions:
     python_archive: Path | None = None
     rootfs_archive: Path | None = None
     lock: Path | None = None
+    others: tuple[Device, ...] = ()
 
     @property
     def lock_file(self) -> Path:
@@ -92,13 +96,15 @@ class Python:
     options: EnvironmentOptions
     name = "python"
 
-    def check(self, facts: Facts, device: Device) -> Change | Problem | None:
+    def check(self, facts: Facts, device: Device) -> Change | Problem | Note | None:
         try:
             path, _ = _interpreter(facts, device, self.options, torch_build(device, facts))
         except (NoTorchError, _LacksPythonError, TestbedError) as error:
             return Problem(self.name, str(error), fatal=True)
         there = [candidate["path"] for candidate in _python_facts(facts).get("candidates") or ()]
-        return None if path in there else archive_change(self.name, facts, device, self.options)
+        if path not in there:
+            return archive_change(self.name, facts, device, self.options)
+        return Note(self.name, _UNTRIED) if _glibc(facts) < MINIMUM_GLIBC else None
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,8 @@ class Code:
 
         def act(connection: Connection, say: Say) -> None:
             python = _python_now(facts, device, self.options)
-            environment_build.put_code(connection, say, _board.folder(device), python)
+            way = way_to(device, python, self.options.others)
+            environment_build.put_code(connection, say, _board.folder(device), way)
 
         return Change(self.name, found, f"our code {wanted[:12]}", action=act)
 
@@ -151,14 +158,14 @@ class Proof:
     options: EnvironmentOptions
     name = "proof"
 
-    def check(self, facts: Facts, device: Device) -> Change | Problem | None:
+    def check(self, facts: Facts, device: Device) -> Change | Problem | Note | None:
         try:
             key = self._key(facts, device)
         except (NoTorchError, _LacksPythonError, TestbedError) as error:
             return Problem(self.name, str(error), fatal=True)
         proof = _environment_facts(facts).get("proof") or {}
         if proof.get("key") == key and proof.get("baseline"):
-            return None
+            return self._of_another_gpu(facts, device)
         found = "none" if not proof else "a proof of another environment"
         accelerator = f", {device.accelerator}" if device.accelerator != "cpu" else ""
         wanted = f"a pass of torch, and an empty trainer measured ({device.threads} threads{accelerator})"
@@ -170,6 +177,15 @@ class Proof:
             environment_build.prove_and_measure(connection, say, path, _board.python(device), code, key)
 
         return Change(self.name, found, wanted, action=act)
+
+    def _of_another_gpu(self, facts: Facts, device: Device) -> Note | None:
+        """A Jetson's GPU for which torch has no code of its own: the proof has passed, and NVIDIA promises nothing."""
+        environment = _environment_facts(facts)
+        own, built = environment.get("capability"), environment.get("architectures") or []
+        if device.kind != "jetson" or own is None or own in built:
+            return None
+        text = f"torch {environment['torch']} computes there, and was built for {_list(built)}, not for {own}"
+        return Note(self.name, f"{text}: NVIDIA promises for no Jetson that it runs code for another GPU")
 
     def _key(self, facts: Facts, device: Device) -> dict[str, Any]:
         """What a proof is valid for."""
@@ -204,7 +220,8 @@ def _plan(facts: Facts, device: Device, options: EnvironmentOptions) -> tuple[Wa
     lines = wheels.requirements(options.lock_file, target, build.beside)
     wanted = Wanted(version, target.machine, build, tuple(line for line in lines if not line.startswith("pip==")))
     air_gapped = options.air_gapped or options.wheelhouse is not None
-    how = Installation(_board.folder(device), path, target, options.lock_file, air_gapped, options.wheelhouse)
+    way = way_to(device, path, options.others)
+    how = Installation(_board.folder(device), path, way, target, options.lock_file, air_gapped, options.wheelhouse)
     return wanted, how
 
 
@@ -218,7 +235,7 @@ def _interpreter(facts: Facts, device: Device, options: EnvironmentOptions, buil
     if glibc < MINIMUM_GLIBC and options.rootfs_archive is None:
         raise _LacksPythonError(
             f"glibc {glibc[0]}.{glibc[1]} is older than every current torch accepts (2.28); give a Debian arm64 root "
-            f"file system with `--rootfs-archive FILE`: trainers then run inside it, on the CPU (tried on: nothing yet)"
+            f"file system with `--rootfs-archive FILE`: trainers then run inside it, on the CPU (untried on any board)"
         )
     for candidate in _python_facts(facts).get("candidates") or ():
         version = ".".join(candidate["version"].split(".")[:2])

@@ -18,12 +18,13 @@ from testbed import code_wheel
 from testbed.cache import cache_folder
 from testbed.errors import DeviceError
 from testbed.provision import wheels
-from testbed.quantities import bytes_text
+from testbed.provision.site import send
 
 if TYPE_CHECKING:
     from testbed.code_wheel import CodeWheel
     from testbed.connection import Connection, Ran
     from testbed.provision.environment_torch import TorchBuild
+    from testbed.provision.site import Way
     from testbed.provision.step import Say
     from testbed.provision.wheels import Target, Wheel
 
@@ -67,6 +68,7 @@ class Installation:
 
     folder: str  # the testbed's on the device
     python: str  # the interpreter that it is made with
+    way: Way  # of what is sent there
     target: Target
     lock: Path
     air_gapped: bool
@@ -130,31 +132,28 @@ def prove_and_measure(
     _ask(connection, python, "write", {"path": path, "record": record})
 
 
-def put_contents(connection: Connection, folder: str, found: Iterable[Wheel], say: Say) -> int:
-    """Have these wheels among the device's contents; gives the bytes that travelled."""
-    targets = {Path(f"{folder}/content/{wheel.sha256}"): wheel for wheel in found}
-    missing = connection.missing(targets)
-    sent = 0
-    for number, target in enumerate(missing, 1):
-        path = targets[target].path
-        say(f"sending {path.name} ({bytes_text(path.stat().st_size)}), {number} of {len(missing)}")
-        sent += connection.put(path, target)
-    return sent
+def put_contents(connection: Connection, folder: str, found: Iterable[Wheel], say: Say, way: Way | None = None) -> None:
+    """Have these wheels among the device's contents; without a `way` the controller sends them."""
+    contents = {wheel.sha256: wheel.path for wheel in found}
+    if way is None:
+        send(connection, f"{folder}/content", contents, say)
+    else:
+        way.bring(connection, contents, say)
 
 
-def put_code(connection: Connection, say: Say, folder: str, python: str) -> None:
+def put_code(connection: Connection, say: Say, folder: str, way: Way) -> None:
     """Have our code wheel unpacked under FOLDER/code, by its hash."""
     from testbed.node import landing
 
     wheel = our_code()
-    put_contents(connection, folder, [wheels.Wheel(wheel.path, wheel.sha256)], say)
+    put_contents(connection, folder, [wheels.Wheel(wheel.path, wheel.sha256)], say, way)
     arguments = {
         "wheel": f"{folder}/content/{wheel.sha256}",
         "sha256": wheel.sha256,
         "target": f"{folder}/code/{wheel.sha256}",
     }
     program = Path(str(landing.__file__)).read_text(encoding="utf-8")
-    _answer(connection, [python, "-I", "-S", "-c", program, "unpack"], arguments, _VENV_SECONDS)
+    _answer(connection, [way.python, "-I", "-S", "-c", program, "unpack"], arguments, _VENV_SECONDS)
 
 
 @cache
@@ -170,7 +169,7 @@ def _install(connection: Connection, say: Say, wanted: Wanted, how: Installation
     pushed: tuple[Wheel, ...] = ()
     if how.air_gapped:
         pushed = wheels.gather(wanted.lines, wanted.torch, how.target, how.wheelhouse, say)
-    put_contents(connection, how.folder, (pip, *pushed), say)
+    put_contents(connection, how.folder, (pip, *pushed), say, how.way)
     parts = {_TORCH: _torch_lines(wanted, pushed), _PACKAGES: wanted.lines}
     for stage in (_TORCH, _PACKAGES):
         if stage in done:
@@ -210,7 +209,14 @@ def _prove_cuda(connection: Connection, found: Mapping[str, Any]) -> None:
 
 
 def _covered(capability: str, architectures: Iterable[str]) -> bool:
-    """Whether code for one of the architectures runs there: same major, and a minor that is not higher."""
+    """Whether code for one of the architectures runs there: same major, and a minor that is not higher.
+
+    That is NVIDIA's rule for machine code: what was compiled for X.y runs on X.z where z ≥ y, and on no other X.  (PTX
+    would be compiled again there, for a long time, by whoever starts first: it does not count.)  NVIDIA promises it for
+    desktop GPUs only, from none of them to a Jetson's; code for sm_80 has been seen to run on an Orin (sm_87) all the
+    same (github.com/nvidia-holoscan/holohub/pull/1687), and some has just run there: the proof is asked first.  Of a
+    Jetson whose own architecture is not among them there is a note.
+    """
     number = int(capability.removeprefix("sm_"))
     for architecture in architectures:
         digits = "".join(filter(str.isdigit, architecture))

@@ -5,19 +5,28 @@
 The answer is the last line, {"answer": …} or {"error": text}.  The environment grows in FOLDER/env.partial, in stages
 that are marked when they are done, so that an interrupted build goes on where it stopped; it takes its place by a
 rename, when it is whole.
+
+A builder goes on when the controller's link breaks.  It works in a process group of its own, and holds a lock that
+names the group: the next builder ends it, pip included, and takes over what it has left.  (The controller holds the
+device: of two builders, the earlier one has nobody any more.)
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+#: In FOLDER: held by the builder at work and by all that it has started; in it, the number of their process group.
+BUILDER_LOCK = "env.partial.lock"
 _PARTIAL, _WANTED, _DONE = "env.partial", "testbed-wanted.json", "testbed-done"
 _TAIL_LINES = 3
 
@@ -126,7 +135,9 @@ def _read(path: Path) -> Any:
 
 
 def _run(command: list[str], variables: dict[str, str] | None = None) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+    done = subprocess.run(  # the builder's lock is for it to hold, too
+        command, capture_output=True, text=True, env=variables, check=False, close_fds=False
+    )
     if done.returncode:
         raise RuntimeError(_in_words(done.stderr or done.stdout) or f"{command[0]}: exit code {done.returncode}")
 
@@ -145,11 +156,43 @@ def _in_words(said: str) -> str:
     return " / ".join(errors[-_TAIL_LINES:] or lines[-1:])
 
 
+def _be_alone(folder: Path) -> None:
+    """Be the only builder there, from now on; one that is at work has lost its controller, and is ended."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(folder / BUILDER_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    os.set_inheritable(lock, True)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with contextlib.suppress(ProcessLookupError, ValueError):  # it has just ended, or just begun
+            os.killpg(int(os.read(lock, 32)), signal.SIGKILL)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpgrp()).encode(), 0)
+
+
+def _look_after(worker: int) -> int:
+    """Wait for the worker; who ends us (the time-out of the controller's command) ends its whole group."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: os.killpg(worker, signal.SIGKILL))
+    code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+    return code if code >= 0 else 128 - code
+
+
 def main(verb: str) -> int:
-    """Do one verb."""
+    """Do one verb, in a process group of its own."""
+    worker = os.fork()
+    os.setpgid(worker, 0)  # in both, because nobody knows who is first
+    return _look_after(worker) if worker else _work(verb)
+
+
+def _work(verb: str) -> int:
     try:
         verbs = {"begin": begin, "install": install, "preload": preload, "finish": finish, "write": write}
-        said: dict[str, Any] = {"answer": verbs[verb](**json.load(sys.stdin))}  # type: ignore[operator]
+        arguments = json.load(sys.stdin)
+        if verb != "write":  # which touches no environment that grows
+            _be_alone(_partial(arguments["folder"]).parent)
+        said: dict[str, Any] = {"answer": verbs[verb](**arguments)}  # type: ignore[operator]
     except Exception as error:  # noqa: BLE001 -- the top of a process: whatever happens is one line
         said = {"error": str(error) or type(error).__name__}
     print(json.dumps(said), flush=True)

@@ -108,6 +108,12 @@ class NoTorchError(ValueError):
     """No build fits; the text says why, and the way out."""
 
 
+def l4t_major(facts: Mapping[str, Any]) -> int | None:
+    """The release of L4T by its major number; None for what is no Jetson."""
+    found = re.match(r"R?(\d+)", str((facts.get("board") or {}).get("l4t") or ""))
+    return int(found[1]) if found else None
+
+
 def torch_build(device: Device, facts: Mapping[str, Any]) -> TorchBuild:
     """The build for a board as it was found; raises NoTorchError."""
     machine = device_machine(device, facts)
@@ -133,7 +139,15 @@ def _build_for(device: Device, facts: Mapping[str, Any]) -> TorchBuild:
     """An emulated device's profile, and the wheels that it names, are of the board that it stands for: not its own."""
     if device.kind == "emulated":
         return CPU
-    return _BY_L4T.get(_l4t_major(facts) or 0) or _by_source(device)
+    major = l4t_major(facts)
+    build = _BY_L4T.get(major or 0) or _by_source(device)
+    if build.cuda and major is not None and major not in _BY_L4T:
+        raise NoTorchError(
+            f"{build.text} (profile {device.profile.name}) is for another release than L4T {major}; builds are known "
+            f"for L4T {', '.join(map(str, _BY_L4T))}: set `torch_source: cpu` in the profile, or name an interpreter "
+            f"of your own that has torch with `python:`"
+        )
+    return build
 
 
 def device_machine(device: Device, facts: Mapping[str, Any]) -> str:
@@ -157,10 +171,5 @@ def _by_source(device: Device) -> TorchBuild:
 
 
 def _because(facts: Mapping[str, Any]) -> str:
-    major = _l4t_major(facts)
+    major = l4t_major(facts)
     return f" (L4T {major}: NVIDIA's wheels there are for a Python older than 3.10)" if major in {32, 35} else ""
-
-
-def _l4t_major(facts: Mapping[str, Any]) -> int | None:
-    found = re.match(r"R?(\d+)", str((facts.get("board") or {}).get("l4t") or ""))
-    return int(found[1]) if found else None

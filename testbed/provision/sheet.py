@@ -62,4 +62,5 @@ def keep(visit: Visit, outcome: Outcome) -> Outcome:
 
 def _digest(sheet: Mapping[str, Any]) -> str:
     lasting = {key: value for key, value in sheet.items() if key not in _RESTLESS and key != "status"}
+    lasting["notes"] = [note for note in sheet["notes"] if note.partition(":")[0] not in _RESTLESS]
     return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]

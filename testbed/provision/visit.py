@@ -6,15 +6,17 @@ changes nothing.  A change that is asked for again in the same words has not tak
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import TYPE_CHECKING, Any, Self
 
-from testbed.errors import DeviceError, RightError, TestbedError
+from testbed.errors import DeviceError, DiskError, HostKeyError, LockedError, RightError, TestbedError
 from testbed.provision import batch
 from testbed.provision.facts import gather
+from testbed.provision.hold import Hold
 from testbed.provision.part import Part
 from testbed.provision.step import LOST_LINK, Change, Finding, Note, Problem, Step
 
@@ -90,8 +92,13 @@ class Visit:
     _problems: dict[str, Problem] = field(default_factory=dict)
     _findings: list[Finding] = field(default_factory=list)
     _facts: Mapping[str, Any] | None = None
+    _lock: Mapping[str, Any] | None = None  # … of the device, as it was found with the facts
+    _hold: Hold = field(init=False)
     _connection: Connection | None = None
     _broken: bool = False  # an action has failed: those that come after it would only fail again
+
+    def __post_init__(self) -> None:
+        self._hold = Hold(self.device)
 
     def __enter__(self) -> Self:
         return self
@@ -110,6 +117,8 @@ class Visit:
             name = "connection" if self._facts is None else LOST_LINK
             self._problems[name] = Problem(name, INTERRUPTED if self.stopped.is_set() else str(error), fatal=True)
             status = INTERRUPTED if self.stopped.is_set() else FAILED
+        finally:
+            self._let_go()
         return self._outcome(status, time.monotonic() - begun)
 
     def close(self) -> None:
@@ -142,7 +151,9 @@ class Visit:
     def _look(self) -> None:
         """Gather the facts, and let every step compare; after a fatal problem none of the later ones is asked."""
         self._say("facts")
-        self._facts = gather(self._link(), self.device, self.parts)
+        facts = gather(self._link(), self.device, self.parts)
+        self._lock = facts.pop("lock", None)  # tomorrow it is another one's
+        self._facts = facts
         self._findings = []
         for step in self.steps:
             finding = self._with_rights(step.check(self._facts, self.device))
@@ -182,13 +193,24 @@ class Visit:
         return False
 
     def _may_change(self) -> bool:
-        """Nothing is changed under a run."""
-        lock = (self._facts or {}).get("lock")
-        if lock is not None:
-            held = f"the device is held by run {lock.get('run')} of {lock.get('owner')}, and nothing was changed"
-            way_out = f"wait until it has ended, or, if it is gone: testbed unlock {self.device.name}"
-            self._problems["lock"] = Problem("lock", f"{held}; {way_out}", fatal=True)
-        return lock is None
+        """Nothing is changed under a run, or beside another visit: from the first change on, the device is held."""
+        try:
+            self._hold.take(self._link(), self._lock)
+        except (LockedError, DiskError) as error:
+            untouched = "" if self._all_made else "; nothing was changed"
+            self._problems["lock"] = Problem("lock", f"{error}{untouched}", fatal=True)
+            return False
+        return True
+
+    def _let_go(self) -> None:
+        """Let go of the device, over a new link where the user has hung up.
+
+        Where it is out of reach its lock stays, and our next visit takes that over.
+        """
+        if self._hold.taken:
+            with contextlib.suppress(TestbedError):
+                self._connection = self._connection or self.connect()
+                self._hold.release(self._connection)
 
     def _make(self, changes: Sequence[Change]) -> None:
         """Make the changes in their order: neighbouring commands in one round trip, actions one by one."""
@@ -252,10 +274,10 @@ class Visit:
         self._link().run(command, become=True)
         self.close()
         deadline = time.monotonic() + self.reboot_seconds
-        while not self._is_back(before):
+        while away := self._still_away(before):
             if time.monotonic() > deadline:
                 raise DeviceError(
-                    f"{self.device.name}: not back {self.reboot_seconds:.0f} s after its reboot; look at it"
+                    f"{self.device.name}: not back {self.reboot_seconds:.0f} s after its reboot; look at it ({away})"
                 )
             if self.stopped.wait(_POLL_SECONDS):
                 raise InterruptedVisitError(self.device.name)
@@ -263,15 +285,23 @@ class Visit:
         self._made.clear()
         self._look()
 
-    def _is_back(self, before: str) -> bool:
+    def _still_away(self, before: str) -> str | None:
+        """Why it is not back from its reboot; None when it is.
+
+        Another host key does not become the right one by waiting.  A refused login may: for a while before and after,
+        only root is let in.
+        """
         try:
             now = self._link().run(["cat", _BOOT_ID], 10.0).strip()
-        except DeviceError:
+        except (HostKeyError, RightError):
+            raise
+        except DeviceError as error:
             self.close()
-            return False
-        if now == before:
-            self.close()  # it is still going down
-        return now != before
+            return str(error)
+        if now != before:
+            return None
+        self.close()
+        return "it has not gone down"
 
     # ── what is known ──────────────────────────────────────────────────────────────────────────────────────────────
     def _changes(self) -> list[Change]:

@@ -1,9 +1,10 @@
-"""Content from device to device: whole, verified, resumed, and for nobody without the token."""
+"""Content from device to device: whole, verified, resumed; nothing without the token, or that was not told."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from testbed.assigned import file_hash
 from testbed.node import share
 
 MIB = 1 << 20
+LACKING = "f" * 64
 
 
 @pytest.fixture
@@ -29,11 +31,11 @@ def there(tmp_path):
 
 @pytest.fixture
 def source(there):
-    """Where the folder is served."""
+    """Where that content is served, and one that is not there."""
     environment = {**os.environ, "SSH_CONNECTION": "127.0.0.1 5000 127.0.0.1 22"}
     command = [sys.executable, "-I", "-S", share.__file__, "serve", str(there[0])]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
-        process.stdin.write(json.dumps({"token": "secret"}).encode() + b"\n")
+        process.stdin.write(json.dumps({"token": "secret", "contents": [there[1], LACKING]}).encode() + b"\n")
         process.stdin.flush()
         yield {**json.loads(process.stdout.readline()), "token": "secret"}
         process.stdin.close()
@@ -79,10 +81,18 @@ def test_many_that_want_the_same_get_it_whole_and_once(tmp_path, there, source):
 
 
 def test_nobody_else_is_given_anything(tmp_path, there, source):
-    (there[0].parent / ("0" * 64)).write_text("secret")
     with pytest.raises(ValueError, match="hung up"):
         share.fetch(str(tmp_path / "here"), [there[1]], **{**source, "token": "guess"})
     with pytest.raises(ValueError, match="is not there"):
-        share.fetch(str(tmp_path / "here"), ["f" * 64], **source)
-    with pytest.raises(ValueError, match="hung up"):
-        share._fetch(tmp_path / "here" / "..x", (source["address"], source["port"]), "secret")
+        share.fetch(str(tmp_path / "here"), [LACKING], **source)
+
+
+@pytest.mark.parametrize("asked", ["0" * 64, f"../{'0' * 64}", "", ["0" * 64], None])
+def test_nothing_is_given_but_what_was_told(there, source, asked):
+    """A device's own shards lie in the same folder."""
+    folder, _ = there
+    for place in (folder, folder.parent):
+        (place / ("0" * 64)).write_text("private")
+    with socket.create_connection((source["address"], source["port"]), 60) as server:
+        server.sendall(json.dumps({"token": source["token"], "content": asked, "offset": 0}).encode() + b"\n")
+        assert server.recv(1) == b""

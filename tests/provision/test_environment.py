@@ -11,13 +11,15 @@ import pytest
 import tomllib
 
 from testbed.config import load_profile
+from testbed.connection import LocalConnection
+from testbed.errors import DeviceError
 from testbed.inventory import Budget, Device
 from testbed.package_data import PACKAGE, data_folder
-from testbed.provision import environment, environment_torch, wheels
+from testbed.provision import environment, environment_build, environment_torch, wheels
 from testbed.provision.environment import EnvironmentOptions
 from testbed.provision.environment_facts import facts_part, parse
 from testbed.provision.environment_torch import CPU, JETPACK_6, JETPACK_7, PYPI, NoTorchError, torch_build
-from testbed.provision.step import Change, Problem
+from testbed.provision.step import Change, Note, Problem
 from testbed.provision.wheels import Target
 
 CLONE = PACKAGE.parent
@@ -78,11 +80,17 @@ def test_each_board_gets_its_build_of_torch(board, l4t, machine, build):
     [
         (device("jetson_xavier_nx_8gb", accelerator="cuda"), facts(l4t="35.6.3"), "older than 3.10"),
         (device(accelerator="cuda"), facts(), "only CPU wheels"),
+        (device("jetson_orin_nano_8gb"), facts(l4t="40.1.0"), r"is for another release than L4T 40; .* 36, 38, 39"),
     ],
 )
 def test_what_no_build_can_do_is_refused(board, found, told):
     with pytest.raises(NoTorchError, match=told):
         torch_build(board, found)
+
+
+def test_a_release_that_is_not_known_has_no_cuda_build_and_may_have_a_cpu_build():
+    board = device(profile=profile("jetson_orin_nano_8gb", torch_source="cpu"))
+    assert torch_build(board, facts(l4t="40.1.0")) is CPU
 
 
 def test_pypi_is_for_arm_only_where_its_build_is_a_cpu_build():
@@ -107,6 +115,72 @@ def test_a_cpu_board_never_gets_a_cuda_build():
 def test_nodes_and_controller_have_the_same_torch():
     constraints = tomllib.loads((CLONE / "pyproject.toml").read_text())["tool"]["uv"]["constraint-dependencies"]
     assert f"torch=={CPU.version.removesuffix('+cpu')}" in constraints
+
+
+# ── CUDA ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(
+    ("capability", "architectures", "covered"),
+    [
+        ("sm_87", ["sm_80", "sm_86", "sm_87"], True),  # an Orin with wheels for it
+        ("sm_87", ["sm_80", "sm_90"], True),  # … for a server's GPU
+        ("sm_87", ["sm_89", "sm_90"], False),  # a higher minor
+        ("sm_87", ["sm_75", "sm_90", "compute_90"], False),  # other majors
+        ("sm_87", ["compute_50"], False),  # PTX of another major would have to be compiled there first
+        ("sm_72", ["sm_70"], True),  # a Xavier
+        ("sm_53", ["sm_60", "sm_70"], False),  # a Nano
+        ("sm_110", ["sm_100", "sm_110"], True),  # three digits: a Thor
+        ("sm_121", ["sm_120"], True),
+        ("sm_120", ["sm_100a", "sm_90a"], False),
+        ("sm_100", ["sm_10"], False),
+        ("sm_87", [], False),
+    ],
+)
+def test_code_runs_on_its_major_and_no_lower_minor(capability, architectures, covered):
+    assert environment_build._covered(capability, architectures) is covered
+
+
+ORIN = {
+    "torch": "2.8.0",
+    "torch_cuda": "12.6",
+    "cuda_available": True,
+    "cuda_device": "Orin",
+    "capability": "sm_87",
+    "architectures": ["sm_87"],
+}
+
+
+@pytest.mark.parametrize(
+    ("differs", "told"),
+    [
+        ({"cuda_available": False, "torch_cuda": None}, r"torch 2\.8\.0 \(a CPU build\) sees no CUDA device"),
+        ({"cuda_available": False}, r"\(built for CUDA 12\.6\) sees no CUDA device; .* `video` and `render`"),
+        ({"architectures": ["sm_75", "sm_90"]}, "was built for sm_75, sm_90, and the board's Orin is sm_87"),
+    ],
+)
+def test_an_accelerator_that_cannot_be_used_is_refused_with_the_cause(differs, told):
+    with pytest.raises(DeviceError, match=told):
+        environment_build._prove_cuda(LocalConnection("it"), {**ORIN, **differs})
+
+
+def test_an_accelerator_that_can_be_used_is_proved():
+    environment_build._prove_cuda(LocalConnection("it"), ORIN)
+
+
+@pytest.mark.parametrize(
+    ("kind", "architectures", "noted"),
+    [
+        ("jetson", ["sm_87"], False),
+        ("jetson", ["sm_80"], True),
+        ("generic", ["sm_80"], False),
+    ],
+)
+def test_a_jetson_that_torch_has_no_code_of_its_own_for_is_noted(kind, architectures, noted):
+    of = device("jetson_orin_nano_8gb", accelerator="cuda", kind=kind)
+    proof = step("proof", of=of)
+    known = facts("3.10.12", l4t="36.4.3", **ORIN | {"architectures": architectures})
+    key = proof._key(known, of)
+    known["environment"]["proof"] = {"key": key, "baseline": {"bytes": 1}}
+    assert isinstance(proof.check(known, of), Note) is noted
 
 
 # ── Python ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -161,6 +235,10 @@ def test_jetpack_4_gets_a_root_file_system(tmp_path):
     found = facts("3.6.9", glibc="2.27", l4t="32.7.6")
     assert isinstance(step("python", options).check(found, device("jetson_nano_4gb")), Change)
     assert "on Python 3.11" in step("environment", options).check(found, device("jetson_nano_4gb")).wanted
+    found["python"]["candidates"].append({"path": "/testbed/python/bin/python3", "version": "3.11.2"})
+    note = step("python", options).check(found, device("jetson_nano_4gb"))
+    assert isinstance(note, Note)
+    assert "untried" in note.text
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ the real torch, and building takes seconds.
 import base64
 import hashlib
 import json
+import secrets
 import shlex
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from testbed.provision.runner import Provisioning
 from testbed.provision.visit import CHANGED, READY, Options
 from testbed.provision.wheels import Target
 from testbed.ssh import connect
+from tests.lab_runs import traffic
 from tests.ssh_server import SshServer, need_sshd
 from tests.virtual_lab import ssh
 
@@ -87,9 +90,9 @@ def make_wheelhouse(folder):
     return EnvironmentOptions(wheelhouse=folder, lock=lock)
 
 
-def add_wheel(options, project):
+def add_wheel(options, project, text=""):
     """Have the lock ask for one wheel more."""
-    path = make_wheel(options.wheelhouse, project, "2.0", {f"{project}.py": ""})
+    path = make_wheel(options.wheelhouse, project, "2.0", {f"{project}.py": text})
     options.lock.write_text(f"{options.lock.read_text()}{line_for(path)}\n")
     wheels._locked.cache_clear()
     return path.name
@@ -273,6 +276,91 @@ def test_on_a_host_of_the_lab_from_the_first_visit_to_the_next(options, plain_la
     assert ssh(plain_lab, "board-1", "stat -c %a .local/share/edge-testbed") == "700\n"
 
 
+# ── sites ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+BIG = 8 << 20
+
+
+@pytest.fixture
+def site(plain_lab, options, tmp_path, monkeypatch):
+    """A gate and a board behind it that have nothing yet; makes some of them ready, all with one wheel of 8 MiB."""
+    monkeypatch.setenv("TESTBED_DATA", str(tmp_path / "data"))
+    add_wheel(options, "big", f"# {secrets.token_hex(BIG // 2)}")
+    gate, far = (
+        replace(device, python=None, folder=f"site-{tmp_path.name}")
+        for device in load_inventory(plain_lab.inventory).select(["board-1", "board-2"])
+    )
+    far = replace(far, access=replace(far.access, via=gate.name))
+
+    def make_ready(*devices, gate=gate, only=("python", "code", "environment")):
+        chosen = replace(options, others=(gate, far))
+        steps = lambda device: [step for step in environment.steps(device, chosen) if step.name in only]  # noqa: E731
+        return Provisioning(devices, Options(), environment=chosen, steps=steps).run()
+
+    yield gate, far, make_ready
+    for device in (gate, far):
+        ssh(plain_lab, device.name, f"chmod -fR u+w {device.folder}; rm -rf {device.folder}")
+
+
+@contextmanager
+def counted(lab, *devices):
+    """What came in and went out over the network of each device's host in the meantime, in multiples of the wheel."""
+    hosts, counts = [lab.host(device.name) for device in devices], []
+    before = [traffic(host) for host in hosts]
+    yield counts
+    for host, was in zip(hosts, before, strict=True):
+        counts.append(tuple((now - then) // BIG for now, then in zip(traffic(host), was, strict=True)))
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("takes_part", [True, False])
+def test_what_a_site_lacks_crosses_the_uplink_once(plain_lab, site, takes_part):
+    """Also while the device that it comes through is made ready itself, at the same time."""
+    gate, far, make_ready = site
+    with counted(plain_lab, gate, far) as counts:
+        outcomes = make_ready(*([gate] if takes_part else []), far)
+    assert [(outcome.status, outcome.problems) for outcome in outcomes] == [(CHANGED, ())] * len(outcomes)
+    assert counts == [(1, 1), (1, 0)]
+    assert [outcome.status for outcome in make_ready(far)] == [READY]
+
+
+def held(lab, gate):
+    ssh(lab, gate.name, f"""echo '{{"run": "lora-7", "owner": "bob"}}' >{gate.folder}/lock.json""")
+    return gate
+
+
+def not_to_be_written(lab, gate):
+    ssh(lab, gate.name, f"chmod 500 {gate.folder}/content")
+    return gate
+
+
+def another_board(lab, gate):
+    return replace(gate, profile=replace(gate.profile, compatible=("p3767-0005",)))
+
+
+def out_of_reach(lab, gate):
+    return replace(gate, access=replace(gate.access, port=9))
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize(
+    ("hinder", "told"),
+    [
+        (held, "held by run lora-7"),
+        (not_to_be_written, "Permission denied"),
+        (another_board, "nothing was changed there"),
+        (out_of_reach, "Connection refused"),
+    ],
+)
+def test_where_the_way_through_another_device_fails_contents_are_sent_directly(plain_lab, site, caplog, hinder, told):
+    gate, far, make_ready = site
+    ssh(plain_lab, gate.name, f"mkdir -p {gate.folder}/content")
+    (outcome,) = make_ready(far, gate=hinder(plain_lab, gate), only=["code"])
+    assert (outcome.status, outcome.problems) == (CHANGED, ())
+    assert f"{far.name}: sent directly" in caplog.text
+    assert told in caplog.text
+    assert ssh(plain_lab, gate.name, f"ls {gate.folder}/content") == ""
+
+
 @pytest.mark.sshd
 def test_over_ssh_below_the_home_of_the_login_user(options, tmp_path):
     need_sshd()
@@ -334,20 +422,3 @@ def gathered_cuda():
     import torch
 
     return torch.cuda.is_available()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_whole_environment_from_downloaded_wheels(device, connection):
-    """Real torch and the real lock, through the real cache."""
-    options = EnvironmentOptions(air_gapped=True)
-    try:
-        assert provision(device, options, connection) == ["code", "environment", "proof"]
-    except UsageError as error:
-        if "cannot be reached" not in str(error) and "no wheel of torch" not in str(error):
-            raise
-        pytest.skip(str(error))
-    facts = gathered(device)
-    assert facts["environment"]["torch"] == CPU.version
-    assert facts["environment"]["torch_cuda"] is None
-    assert provision(device, options, connection) == []

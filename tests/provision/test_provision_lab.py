@@ -3,17 +3,26 @@
 import json
 import re
 import shlex
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from testbed.cli import main
 from testbed.config import load_inventory
+from testbed.devices import NodeSettings, make_node
+from testbed.errors import LockedError
 from testbed.fact_sheets import facts_of, store
 from testbed.inventory import Inventory
+from testbed.provision.environment_build import _ask
 from testbed.provision.facts import FACTS_SCRIPT_PARTS
+from testbed.provision.hold import Hold
 from testbed.provision.runner import Provisioning, board_steps
-from testbed.provision.visit import CHANGED, DIFFERS, FAILED, READY, REBOOT, Options
+from testbed.provision.step import Change
+from testbed.provision.visit import CHANGED, DIFFERS, FAILED, INTERRUPTED, READY, REBOOT, Options
+from testbed.ssh import connect
+from tests.drills import wait_until
 from tests.virtual_lab import as_new, ssh, virtual_lab, wait_rebooted
 
 pytestmark = pytest.mark.lab
@@ -170,6 +179,63 @@ def test_a_board_that_is_cut_off_is_made_ready_by_the_next_visit(lab):
     assert provision(pi)[PI].status == READY
 
 
+#: In the place of pip: the first hangs, the second has nothing to do.
+PIP = """
+import os, pathlib, signal
+if not pathlib.Path("pip.pid").exists():
+    pathlib.Path("new").write_text(str(os.getpid()))
+    pathlib.Path("new").rename("pip.pid")
+    signal.pause()
+"""
+
+
+class Environment:
+    """Of the steps, the one that builds for long."""
+
+    name = "environment"
+
+    def __init__(self):
+        self.built = False
+
+    def check(self, facts, device):
+        return None if self.built else Change(self.name, "none", "there", action=self._build)
+
+    def _build(self, connection, say):
+        folder = "~/.local/share/edge-testbed"
+        install = {"stage": "torch", "pip": "pip", "requirements": [], "wheels": {}, "index": None}
+        _ask(connection, sys.executable, "begin", {"folder": folder, "wanted": {"torch": "2"}})
+        _ask(connection, sys.executable, "install", {"folder": folder, **install}, 300.0)
+        self.built = True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["cut", "ctrl-c"])
+def test_a_build_that_is_interrupted_is_ended_and_goes_on(lab, how):
+    """The link is gone, or the user has had enough: pip on the board knows nothing of it."""
+    pi = load_inventory(lab.inventory).select([PI])
+    pip = ".local/share/edge-testbed/content/pip/pip"
+    ssh(lab, PI, f"mkdir -p {pip} && echo {shlex.quote(PIP)} >{pip}/__main__.py")
+    visits = Provisioning(pi, Options(), steps=lambda _: (Environment(),), parts=FACTS_SCRIPT_PARTS)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(visits.run)
+        pid = int(wait_until(lambda: ssh(lab, PI, "cat pip.pid", code=None)))
+        lab.host(PI).cut() if how == "cut" else visits.stop()
+        try:
+            [interrupted] = first.result()
+        finally:
+            lab.host(PI).mend()
+    assert interrupted.status == (FAILED if how == "cut" else INTERRUPTED)
+    wait_until(lambda: left_there(lab, pid) == (["lock", "pip"] if how == "cut" else []))
+    [outcome] = Provisioning(pi, Options(), steps=lambda _: (Environment(),), parts=FACTS_SCRIPT_PARTS).run()
+    assert (outcome.status, outcome.problems) == (CHANGED, ())
+    wait_until(lambda: left_there(lab, pid) == [])
+
+
+def left_there(lab, pid):
+    script = f"cd .local/share/edge-testbed; [ -e lock.json ] && echo lock; [ -d /proc/{pid} ] && echo pip"
+    return ssh(lab, PI, script, code=None).split()
+
+
 def as_user(inventory, user, **access):
     devices = tuple(replace(device, access=replace(device.access, user=user, **access)) for device in inventory.devices)
     return Inventory(devices)
@@ -217,13 +283,57 @@ def test_a_wrong_board_behind_an_address_is_left_alone(lab):
     assert facts_of(swapped) == good
 
 
-def test_a_device_that_a_run_holds_is_left_alone(lab):
+def test_a_device_that_a_run_holds_is_left_alone(lab, tmp_path):
     pi = load_inventory(lab.inventory).select([PI])
-    ssh(lab, PI, 'mkdir -p .local/share/edge-testbed && echo \'{"run": "lora-7", "owner": "bob@desk:1"}\' '
-        ">.local/share/edge-testbed/lock.json")  # fmt: skip
+    run = make_node(pi.devices[0], NodeSettings("lora-7", tmp_path))
+    run.hold()
     outcome = provision(pi, reboot=True)[PI]
     assert list(problems(outcome)) == ["lock"]
+    assert f"device {PI} is held by run lora-7 of " in problems(outcome)["lock"]
     assert ssh(lab, PI, "ls /etc/edge-testbed", code=None) == ""
+    run.leave(0.0)
+    assert provision(pi, reboot=True)[PI].status == CHANGED
+
+
+def test_no_run_gets_a_device_that_is_being_made_ready(lab, tmp_path):
+    """Not even when it has just been rebooted."""
+    pi = load_inventory(lab.inventory).select([PI])
+    run = make_node(pi.devices[0], NodeSettings("lora-7", tmp_path))
+    told = {}
+
+    class Tries:
+        def doing(self, device, words):
+            if "governor" in words or (words == "facts" and "reboot" in told):
+                with pytest.raises(LockedError) as refused:
+                    run.hold()
+                told[words] = str(refused.value)
+            elif words == "reboot":
+                told[words] = ""
+
+        def ended(self, outcome): ...
+
+    options = Options(reboot=True)
+    steps = {"steps": lambda device: board_steps(device, options), "parts": FACTS_SCRIPT_PARTS}
+    outcome = Provisioning(pi, options, watcher=Tries(), **steps).run()[0]
+    assert (outcome.status, outcome.problems) == (CHANGED, ())
+    assert len(told) == 3
+    assert all("is being made ready by" in text for words, text in told.items() if words != "reboot")
+    run.hold()
+    run.leave(0.0)
+
+
+def test_a_device_that_a_visit_left_held_is_let_go_of_by_hand(lab, capsys):
+    pi = load_inventory(lab.inventory).select([PI])
+    arguments = ["--inventory", str(lab.inventory)]
+    connection = connect(PI, pi.devices[0].access)
+    Hold(pi.devices[0]).take(connection, None)
+    connection.close()
+    main(["status", *arguments])
+    assert "held by provision of " in capsys.readouterr().out
+    assert list(problems(provision(pi)[PI])) == ["lock"]
+    assert main(["unlock", PI, *arguments]) == 0
+    assert f"device {PI} is free" in capsys.readouterr().out
+    assert provision(pi)[PI].status == REBOOT
 
 
 def test_the_command_tells_and_keeps_what_it_found(lab, capsys):

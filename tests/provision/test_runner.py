@@ -242,6 +242,7 @@ def test_ctrl_c_hangs_up_and_ends(tmp_path):
         process.send_signal(signal.SIGINT)
         told, errors = process.communicate(timeout=20)
     assert (process.returncode, told, errors) == (0, "interrupted\n", "")
+    assert not (tmp_path / "lock.json").exists()
 
 
 # ── what is told ─────────────────────────────────────────────────────────────────────────────────────────────────────

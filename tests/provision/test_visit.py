@@ -1,13 +1,15 @@
 """A visit, with steps that change files of this machine: checked, changed, verified."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Event
 
 import pytest
 
-from testbed.connection import LocalConnection
-from testbed.errors import DeviceError
+from testbed.connection import LocalConnection, Ran
+from testbed.errors import DeviceError, HostKeyError, RightError
 from testbed.inventory import Access, Budget, Device, HardwareProfile
+from testbed.node import landing
 from testbed.provision.facts import FACTS_SCRIPT_PARTS
 from testbed.provision.part import Part
 from testbed.provision.step import Change, Command, Note, Problem
@@ -220,23 +222,6 @@ def as_user(uid):
     return as_that_user
 
 
-def test_nothing_is_changed_under_a_run(visit, tmp_path):
-    (tmp_path / "testbed").mkdir()
-    (tmp_path / "testbed" / "lock.json").write_text('{"run": "lora-7", "owner": "bob@desk:17", "since": 1}')
-    outcome = visit(FileStep("a")).go()
-    assert (outcome.status, names(outcome.problems)) == (FAILED, ["lock"])
-    assert "held by run lora-7 of bob@desk:17" in outcome.problems[0].text
-    assert "testbed unlock box" in outcome.problems[0].text
-    assert list(visit.folder.iterdir()) == []
-
-
-def test_a_device_that_is_held_and_ready_is_ready(visit, tmp_path):
-    visit(FileStep("a")).go()
-    (tmp_path / "testbed").mkdir(exist_ok=True)
-    (tmp_path / "testbed" / "lock.json").write_text('{"run": "lora-7"}')
-    assert visit(FileStep("a")).go().status == READY
-
-
 def test_a_device_that_cannot_be_reached_is_a_problem(visit):
     def refuse():
         raise DeviceError("box: no route to host")
@@ -260,6 +245,57 @@ def test_a_board_whose_boots_cannot_be_told_apart_is_not_rebooted(visit, monkeyp
     outcome = made.go()
     assert outcome.status == FAILED
     assert "boot_id cannot be read, so nobody could tell when it is back" in outcome.problems[0].text
+
+
+class Reboots(LocalConnection):
+    """A board that is told to reboot, and then asked which boot this is; an answer that is an error is raised."""
+
+    def __init__(self, *answers):
+        super().__init__("box")
+        self.answers = list(answers)
+
+    def attempt(self, command, patience_seconds=60.0, *, data=b"", become=False):
+        if command == ["cat", "/proc/sys/kernel/random/boot_id"]:
+            answer = self.answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return Ran(0, answer, "")
+        if become:
+            return Ran(0, "", "")
+        return super().attempt(command, patience_seconds, data=data, become=become)
+
+
+def rebooted(visit, *answers, **more):
+    """The outcome of a visit that reboots the board, which then answers so."""
+
+    class UntilBoot:
+        name = "kernel"
+
+        def check(self, facts, device):
+            return Change("kernel", "not yet in effect", "right", needs_reboot=True) if board.answers else None
+
+    board = Reboots(*answers)
+    return visit(UntilBoot(), connect=lambda: board, options=Options(reboot=True), **more).go()
+
+
+def test_a_board_is_waited_for_until_it_answers_with_another_boot(visit, monkeypatch, tmp_path):
+    monkeypatch.setattr("testbed.provision.visit._POLL_SECONDS", 0.0)
+    before = Path("/proc/sys/kernel/random/boot_id").read_text()
+    outcome = rebooted(visit, before, DeviceError("box: no route to host"), "another")
+    assert (outcome.status, names(outcome.changes)) == (CHANGED, ["kernel"])
+    assert landing.holder(str(tmp_path / "testbed" / "lock.json")) is None
+
+
+def test_a_board_that_does_not_come_back_is_told_with_the_last_reason(visit):
+    outcome = rebooted(visit, DeviceError("box: ada@box refused every key"), "never asked", reboot_seconds=-1.0)
+    assert outcome.status == FAILED
+    assert "s after its reboot; look at it (box: ada@box refused every key)" in outcome.problems[0].text
+
+
+@pytest.mark.parametrize("error", [HostKeyError("box: its host key has changed"), RightError("box: needs root")])
+def test_after_a_reboot_what_waiting_does_not_mend_is_told_at_once(visit, error):
+    outcome = rebooted(visit, error, "never asked")
+    assert [problem.text for problem in outcome.problems] == [str(error)]
 
 
 def test_a_visit_that_is_stopped_ends_between_two_steps(visit):
