@@ -456,7 +456,7 @@ def test_a_device_that_comes_up_after_the_start_does_its_first_job(tmp_path, ser
 
 
 def test_a_link_that_breaks_while_a_device_has_no_job_does_not_cost_it_the_next_one(tmp_path, server, wheel):
-    go = tmp_path / "go"
+    alone, go = tmp_path / "alone", tmp_path / "go"
     with SshServer(tmp_path / "other") as second:
 
         def break_link(name, _client, _phase, progress):
@@ -464,14 +464,13 @@ def test_a_link_that_breaks_while_a_device_has_no_job_does_not_cost_it_the_next_
                 server.stop()
                 server.start()
 
-        jobs = [
-            ("board", job("job-1"), None),
-            ("other", job("job-2", client=1, steps=[["progress"], ["wait_for", str(go)]]), None),
-        ]
+        steps = [["wait_for", str(alone)], ["progress"], ["wait_for", str(go)]]
+        jobs = [("board", job("job-1"), None), ("other", job("job-2", client=1, steps=steps), None)]
         devices = [board(server), board(second, "other")]
         with engine(tmp_path, server, wheel, *devices, options={"on_event": break_link}) as running:
             results = running.run(jobs)
             assert next(results)[0].job == "job-1"
+            alone.touch()
             threading.Thread(target=release_when_lost, args=(running, "board", go)).start()
             assert [result.outcome for result, _ in results] == [FINISHED]
             life = agent_pid(server)

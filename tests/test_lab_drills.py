@@ -35,6 +35,7 @@ from tests.lab_runs import (
     ours,
     release,
     times_begun,
+    touch,
     traffic,
 )
 from tests.virtual_lab import as_new
@@ -177,9 +178,12 @@ def test_a_device_that_reboots_while_it_waits_for_the_others_has_its_next_job(pl
     with engine(Mishap(TWO, reboot)) as running:
         jobs = [
             (ONE, job("job-1", steps=counted("job-1")), None),
-            (TWO, job("job-2", client=1, steps=lasting("job-2")), None),
+            (TWO, job("job-2", client=1, steps=[["wait_for", f"{DRILL}/job-2.alone"], *lasting("job-2")]), None),
         ]
-        assert {result.outcome for result, _ in running.run(jobs)} == {FINISHED}
+        results = running.run(jobs)
+        assert next(results)[0].job == "job-1"
+        touch(plain_lab.host(TWO), f"{DRILL}/job-2.alone")
+        assert [result.outcome for result, _ in results] == [FINISHED]
         [(result, _)] = running.run([(ONE, job("job-3", steps=counted("job-3")), None)])
     assert (result.outcome, times_begun(host, "job-3")) == (FINISHED, 1)
     assert running.problems == ()

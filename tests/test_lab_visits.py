@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from testbed.config import load_inventory
-from testbed.provision.runner import Provisioning, connect_to
+from testbed.devices._board import connect_to
+from testbed.provision.runner import Provisioning
 from testbed.provision.visit import CHANGED, DIFFERS, READY, Options
 from tests.lab_runs import logins
 from tests.virtual_lab import virtual_lab

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,15 +39,12 @@ def command(device: str, inventory: Path | None, output: Path | None) -> None:
 
 
 def _record(device: Device, folder: Path) -> Recording:
-    from testbed import ssh
+    from testbed.devices._board import connect_to
     from testbed.record import record
 
-    assert device.access is not None
-    connection = ssh.connect(device.name, device.access)
-    try:
-        return record(connection, folder, profile=device.profile.name, may_become=device.access.become)
-    finally:
-        connection.close()
+    may_become = device.access is not None and device.access.become
+    with closing(connect_to(device)) as connection:
+        return record(connection, folder, profile=device.profile.name, may_become=may_become)
 
 
 def _print(recording: Recording) -> None:

@@ -12,6 +12,7 @@ Below `folder` of the device (default: .local/share/edge-testbed below the login
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from testbed.devices._agent_node import AgentNode, Patience, Place
@@ -43,17 +44,23 @@ def remote_node(device: Device, settings: NodeSettings, *, board: bool) -> Agent
 
 def other_machine(device: Device, code: str, facts: Mapping[str, Any] | None) -> OtherMachine:
     """The machine of a device that has an access; `facts`: of the board that it was when it was made ready, if any."""
-    access = device.access
-    if access is None:
-        raise DeviceError(f"device {device.name}: it is no emulated device, and the inventory has no host for it")
-
-    def connect() -> Connection:
-        from testbed.ssh import connect as log_in  # and paramiko with it
-
-        return log_in(device.name, access)
-
+    if device.access is None:
+        raise _no_host(device)
     model = ((facts or {}).get("board") or {}).get("model")
-    return OtherMachine(device.name, connect, python(device), code, model)
+    return OtherMachine(device.name, partial(connect_to, device), python(device), code, model)
+
+
+def connect_to(device: Device) -> Connection:
+    """Log in at a device's machine; raises DeviceError, or one of its kinds."""
+    from testbed import ssh  # and paramiko with it
+
+    if device.access is None:
+        raise _no_host(device)
+    return ssh.connect(device.name, device.access)
+
+
+def _no_host(device: Device) -> DeviceError:
+    return DeviceError(f"device {device.name}: it is no emulated device, and the inventory has no host for it")
 
 
 def place(device: Device, settings: NodeSettings, *, board: bool) -> Place:

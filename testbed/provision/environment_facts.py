@@ -7,11 +7,7 @@ device's name, and `$DEVICE_PYTHON` the interpreter that the inventory names, if
 from __future__ import annotations
 
 import json
-import shlex
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from testbed.inventory import Device
+from typing import Any
 
 #: Files of records below the testbed's folder; each is one line of JSON.
 ENVIRONMENT_RECORD = "env/testbed.json"
@@ -51,11 +47,6 @@ printf 'glibc\\t%s\\n' "$(getconf GNU_LIBC_VERSION)"
 printf 'kernel\\t%s\\n' "$(uname -r)"
 true
 """
-
-
-def facts_part(device: Device) -> str:
-    """FACTS_PART, told the device's name and which interpreter the inventory names."""
-    return f"DEVICE={shlex.quote(device.name)}; DEVICE_PYTHON={shlex.quote(device.python or '')}\n{FACTS_PART}"
 
 
 def parse(text: str) -> dict[str, Any]:

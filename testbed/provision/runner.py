@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Protocol
 
-from testbed.connection import LocalConnection
+from testbed.devices._board import connect_to
 from testbed.provision.board import Capacity
 from testbed.provision.boot_script import BootHook
 from testbed.provision.charge import CHARGE_PART, ChargeProbe
@@ -68,15 +68,6 @@ def board_steps(device: Device, options: Options) -> tuple[Step, ...]:
 def all_steps(device: Device, options: Options, environment: EnvironmentOptions | None) -> tuple[Step, ...]:
     """The board's steps, then the environment's."""
     return (*board_steps(device, options), *environment_steps(device, environment), ChargeProbe())
-
-
-def connect_to(device: Device) -> Connection:
-    """A connection of the kind that the inventory asks for."""
-    if device.access is None:
-        return LocalConnection(device.name)
-    from testbed import ssh  # and paramiko with it
-
-    return ssh.connect(device.name, device.access)
 
 
 class Provisioning:

@@ -128,11 +128,9 @@ def _bring_through(other: Device, to: Side, contents: Mapping[str, Path], say: S
 @contextmanager
 def _kept(other: Device, contents: Mapping[str, Path], say: Say) -> Iterator[Side]:
     """The other device's side, where the contents are now."""
-    from testbed.provision.runner import connect_to  # whose steps are made of what is here
-
     with ExitStack() as stack:
         with _turn(other, say):  # to log in, too: a server refuses many at once
-            connection = stack.enter_context(closing(connect_to(other)))
+            connection = stack.enter_context(closing(_board.connect_to(other)))
             source = _side(other, connection, _interpreter(other, gather(connection, other, _PARTS)))
             send(connection, source.content, contents, lambda words: say(f"{words}, to {other.name}"))
         yield source

@@ -17,8 +17,9 @@ from testbed.inventory import Budget, Device
 from testbed.package_data import PACKAGE, data_folder
 from testbed.provision import environment, environment_build, environment_torch, wheels
 from testbed.provision.environment import EnvironmentOptions
-from testbed.provision.environment_facts import facts_part, parse
 from testbed.provision.environment_torch import CPU, JETPACK_6, JETPACK_7, PYPI, NoTorchError, torch_build
+from testbed.provision.part import facts_of, script_of
+from testbed.provision.runner import ENVIRONMENT_PARTS
 from testbed.provision.step import Change, Note, Problem
 from testbed.provision.wheels import Target
 
@@ -337,9 +338,9 @@ def test_a_target_takes_wheels_of_its_glibc_and_older():
 
 # ── facts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def gathered(of, folder):
-    script = f"FOLDER={folder}\n{facts_part(of)}"
+    script = script_of(ENVIRONMENT_PARTS, str(folder), of.python, of.name)
     done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
-    return parse(done.stdout)
+    return facts_of(ENVIRONMENT_PARTS, done.stdout)
 
 
 def test_a_guest_gets_the_cpu_build_whatever_it_stands_for():

@@ -8,7 +8,6 @@ import base64
 import hashlib
 import json
 import secrets
-import shlex
 import subprocess
 import sys
 import sysconfig
@@ -24,11 +23,10 @@ from testbed.connection import LocalConnection
 from testbed.errors import DeviceError, UsageError
 from testbed.fact_sheets import facts_of
 from testbed.inventory import Budget, Device, HardwareProfile
-from testbed.provision import environment, wheels
+from testbed.provision import environment, part, wheels
 from testbed.provision.environment import EnvironmentOptions
-from testbed.provision.environment_facts import facts_part, parse
 from testbed.provision.environment_torch import CPU
-from testbed.provision.runner import Provisioning
+from testbed.provision.runner import ENVIRONMENT_PARTS, Provisioning
 from testbed.provision.visit import CHANGED, READY, Options
 from testbed.provision.wheels import Target
 from testbed.ssh import connect
@@ -163,9 +161,9 @@ class Recording(LocalConnection):
 
 
 def gathered(device, connection=None):
-    place = f"FOLDER={shlex.quote(device.folder)}; case $FOLDER in /*) ;; *) FOLDER=$HOME/$FOLDER ;; esac"
-    command = ["/bin/sh", "-c", f"{place}\n{facts_part(device)}"]
-    return {**parse((connection or LocalConnection("here")).run(command)), "board": {"machine": HERE.machine}}
+    script = part.script_of(ENVIRONMENT_PARTS, device.folder, device.python, device.name)
+    answer = (connection or LocalConnection("here")).run(["/bin/sh", "-c", script])
+    return {**part.facts_of(ENVIRONMENT_PARTS, answer), "board": {"machine": HERE.machine}}
 
 
 def provision(device, options, connection, only=("python", "code", "environment", "proof")):
