@@ -39,7 +39,8 @@ _at_work: set[str] = set()
 _ALONE = 'cd "$1" || exit\nexec 9>>lock.barred; flock 9 2>/dev/null\nours() { grep -qsF -e "$1" lock.json; }\n'
 
 # $1 folder, $2 the claim, which lacks its end, $3 our visit, $4 the visit whose lock is taken over, $5 the interpreter.
-# Says who else holds the device, or works there; the lock is ours when nobody does.
+# Says who else holds the device, or works there; the lock is ours when nobody does.  Before that is known it is not, for
+# no moment: the run whose agents are at work would be refused by it.
 _TAKE = f"""\
 umask 077; mkdir -p "$1" || exit
 {_ALONE}
@@ -49,10 +50,7 @@ read -r boot </proc/sys/kernel/random/boot_id
 read -r first </proc/1/stat
 first=$(field 20 ${{first##*)}} 2>/dev/null)
 boot=$boot/${{first:-0}} draft=lock.json.$3
-printf '%s, "boot": "%s", "at": %s}}' "$2" "$boot" "$uptime" >"$draft" || {{ rm -f "$draft"; exit 1; }}
-if [ -n "$4" ] && ours "$4"; then mv -f "$draft" lock.json; else ln "$draft" lock.json; code=$?; fi
-rm -f "$draft"
-[ -e lock.json ] || exit $code
+left() {{ [ -n "$4" ] && ours "$4"; }}
 agents=$(
   for lock in runs/*/spool/agent.lock runs/*/*/spool/agent.lock; do
     [ -e "$lock" ] || continue
@@ -60,10 +58,14 @@ agents=$(
     [ $? -ne 1 ] || echo "agent=${{lock%/spool/agent.lock}}"
   done
 )
-if ! ours "$3"; then
+if [ -z "$agents" ]; then
+  printf '%s, "boot": "%s", "at": %s}}' "$2" "$boot" "$uptime" >"$draft" || {{ rm -f "$draft"; exit 1; }}
+  if left "$@"; then mv -f "$draft" lock.json; else ln "$draft" lock.json; code=$?; fi
+  rm -f "$draft"
+  [ -e lock.json ] || exit $code
+fi
+if [ -e lock.json ] && ! ours "$3" && ! left "$@"; then
   printf 'held=yes\\nlock='; tr '\\n' ' ' <lock.json; echo
-elif [ -n "$agents" ]; then
-  rm -f lock.json
 fi
 command -v "$5" >/dev/null && echo python=yes
 printf '%s\\n' "uptime=$uptime" "boot=$boot" "first=${{boot##*/}}" "$agents"
