@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import testbed.cli
 from testbed.cli import main
+from testbed.commands._options import typable
 from testbed.errors import ConfigError, UsageError
 
 COMMANDS = testbed.cli.testbed_command.list_commands(None)
@@ -172,3 +174,7 @@ def test_a_command_in_a_message_can_be_typed_as_it_stands(tmp_path, capsys, monk
     file.write_text(f"devices: {{pi-1: {device}}}\n")
     assert main(["run-method", "lora", "--dry-run", *(word.format(file=file) for word in given)]) == 1
     assert f"testbed provision --inventory {file} --only pi-1" in capsys.readouterr().err
+
+
+def test_an_inventory_with_a_space_in_its_name_can_be_typed_too():
+    assert typable("see testbed status", Path("my lab.yaml")) == "see testbed status --inventory 'my lab.yaml'"

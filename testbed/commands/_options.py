@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -51,7 +52,10 @@ def runs_option(command: Command) -> Command:
 
 def typable(text: str, inventory: Path | str | None) -> str:
     """A message whose commands can be typed as they stand: with the inventory that this command was given."""
-    return text if inventory is None else _NAMED.sub(rf"testbed \1 --inventory {inventory}", text)
+    if inventory is None:
+        return text
+    given = shlex.quote(str(inventory))
+    return _NAMED.sub(lambda found: f"testbed {found[1]} --inventory {given}", text)
 
 
 def read_inventory(inventory: Path | None, only: Sequence[str]) -> Inventory:

@@ -39,8 +39,8 @@ _at_work: set[str] = set()
 _ALONE = 'cd "$1" || exit\nexec 9>>lock.barred; flock 9 2>/dev/null\nours() { grep -qsF -e "$1" lock.json; }\n'
 
 # $1 folder, $2 the claim, which lacks its end, $3 our visit, $4 the visit whose lock is taken over, $5 the interpreter.
-# Says who else holds the device, or works there; the lock is ours when nobody does.  Before that is known it is not, for
-# no moment: the run whose agents are at work would be refused by it.
+# Says who else holds the device, or works there; the lock is ours when nobody does.  Before that is known it is not,
+# for no moment: the run whose agents are at work would be refused by it.
 _TAKE = f"""\
 umask 077; mkdir -p "$1" || exit
 {_ALONE}
