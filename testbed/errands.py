@@ -48,7 +48,7 @@ class Errands:
         self._under_way: set[Future[Any]] = set()
         self._done: SimpleQueue[tuple[Future[Any], Callable[[Outcome[Any]], None]]] = SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._telling = threading.Lock()  # an errand may be taken in before its thread has written to the descriptor
+        self._telling = threading.Condition()  # a future is done before its thread has said so
 
     def fileno(self) -> int:
         return self._wake
@@ -76,7 +76,8 @@ class Errands:
 
     def wait(self, patience_seconds: float) -> bool:
         """Wait for what is under way, and leave it to `take_in`; whether all of it is done."""
-        return not wait(set(self._under_way), patience_seconds).not_done
+        with self._telling:
+            return self._telling.wait_for(lambda: self._done.qsize() == len(self._under_way), patience_seconds)
 
     def settle(self, patience_seconds: float) -> bool:
         """Wait for what is under way, and take it in; whether all of it is done."""
@@ -88,13 +89,13 @@ class Errands:
         """Take no more errands; those under way end by themselves."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self.settle(0):  # else somebody may still write to it, when its number is another file's
-            with self._telling:
-                os.close(self._wake)
+            os.close(self._wake)
 
     def _tell(self, future: Future[Any], then: Callable[[Outcome[Any]], None]) -> None:
         with self._telling:
             self._done.put((future, then))
             os.eventfd_write(self._wake, 1)
+            self._telling.notify_all()
 
 
 def side_by_side(work: Callable[[Item], Answer], items: Iterable[Item], hang_up: Callable[[], None]) -> list[Answer]:

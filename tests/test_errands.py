@@ -28,13 +28,34 @@ def test_no_thread_writes_to_the_descriptor_after_it_was_closed(monkeypatch):
     errands.send(lambda: sent.wait(30), lambda outcome: order.append("taken in"))
     sent.set()
     writing.wait(30)
-    assert errands.settle(0)
+    errands.take_in()
     monkeypatch.setattr(os, "close", lambda fd: (order.append("closed"), close(fd)))
     closing = threading.Thread(target=errands.close)
     closing.start()
     go_on.set()
     closing.join()
     assert order == ["taken in", "written", "closed"]
+
+
+def test_what_was_waited_for_is_there_to_be_taken_in():
+    """A future is done before its thread has said so: a device that was let go of was told as one that was not."""
+    done, go_on, told = threading.Event(), threading.Event(), []
+
+    class Slow(Errands):
+        def _tell(self, *told):
+            done.set()
+            go_on.wait(30)
+            super()._tell(*told)
+
+    errands = Slow(1)
+    errands.send(lambda: "left", lambda outcome: told.append(outcome.answer))
+    done.wait(30)
+    assert not errands.wait(0)
+    go_on.set()
+    assert errands.wait(30)
+    errands.take_in()
+    assert told == ["left"]
+    errands.close()
 
 
 def test_an_unexpected_error_costs_its_own_errand_and_no_other():
