@@ -63,8 +63,9 @@ _SIGN_OF_LIFE_SECONDS = 1.0
 class Agent:
     """The loop over listener, signals, controller and trainer; it is the worker's outbox."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], group: limits.Group | None) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], group: limits.Group | None, signals: int) -> None:
         self.settings = settings
+        self.signals = signals  # a descriptor that gets the number of every signal
         self.spool = Spool(folder)
         self.worker = Worker(self.spool, settings, group, self)
         self.controller: Channel | None = None
@@ -75,18 +76,18 @@ class Agent:
         self._receiving: tuple[str, float] | None = None  # the job whose payload comes, and since when
         self._gave_sign = 0.0
 
-    def serve(self, listener: socket.socket, signals: int) -> None:
+    def serve(self, listener: socket.socket) -> None:
         """Work until told to stop, or until nobody has been in contact for too long."""
         while not self.stopping:
             poll = select.poll()
             poll.register(listener, select.POLLIN)
-            poll.register(signals, select.POLLIN)
+            poll.register(self.signals, select.POLLIN)
             if self.worker.child is not None and self.worker.child.farewell is None:
                 poll.register(self.worker.child, select.POLLIN)
             if self.controller is not None:
                 poll.register(self.controller, select.POLLIN | (select.POLLOUT if self.controller.writer else 0))
             for fd, happened in poll.poll(self._patience_ms()):
-                self._handle(fd, happened, listener, signals)
+                self._handle(fd, happened, listener)
             self.worker.on_time()
             self.stopping = self.stopping or time.monotonic() >= self._orphaned_at()
 
@@ -105,10 +106,10 @@ class Agent:
             self.controller.writer.then(then)
             self.controller.flush()
 
-    def _handle(self, fd: int, happened: int, listener: socket.socket, signals: int) -> None:
+    def _handle(self, fd: int, happened: int, listener: socket.socket) -> None:
         child = self.worker.child
-        if fd == signals:
-            self._take_signals(signals)
+        if fd == self.signals:
+            self._take_signals()
         elif fd == listener.fileno():
             self._accept(listener)
         elif self.controller is not None and fd == self.controller.fileno():
@@ -116,11 +117,22 @@ class Agent:
         elif child is not None and fd == child.fileno():
             self.worker.hear(child)
 
-    def _take_signals(self, signals: int) -> None:
-        numbers = os.read(signals, 64)
+    def _take_signals(self) -> None:
+        self._hear_signals()
+        if not self.stopping:  # else what became of the trainer is no job's end
+            self.worker.look_after()
+
+    def _hear_signals(self) -> None:
+        numbers = os.read(self.signals, 64)
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             self.stopping = True
-        self.worker.look_after()
+
+    def asked_to_end(self, patience_seconds: float) -> bool:
+        deadline = time.monotonic() + patience_seconds
+        while not self.stopping and (left := deadline - time.monotonic()) > 0:
+            if select.select([self.signals], [], [], left)[0]:
+                self._hear_signals()
+        return self.stopping
 
     def _orphaned_at(self) -> float:
         """When to give up waiting for a controller.
@@ -315,13 +327,13 @@ def run(folder: Path) -> None:
     clean_up_after(folder)
     signals = _listen_to_signals()
     group = _create_group(settings)
-    agent = Agent(folder, settings, group)
+    agent = Agent(folder, settings, group, signals)
     try:
         cgroups = [str(path) for path in group.paths] if group is not None else []
         (folder / STATE_FILE).write_text(json.dumps({"pid": os.getpid(), "cgroups": cgroups}))
         with _listen(folder) as listener:
             _say({"ready": os.getpid()})
-            agent.serve(listener, signals)
+            agent.serve(listener)
     finally:
         (folder / SOCKET_FILE).unlink(missing_ok=True)
         agent.stop()

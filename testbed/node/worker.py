@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _FAREWELL_SECONDS = 5.0
 #: The empty folders of stored jobs are cleared away when nothing has happened for so long.
 _IDLE_SECONDS = 0.05
+#: A machine that goes down asks every process to end, the trainer perhaps a little earlier than the agent.
+_GOING_DOWN_SECONDS = 1.0
 #: A result that the controller stores at once is never written here; one that waits longer is.
 _SAVE_SECONDS = 0.2
 
@@ -40,6 +43,9 @@ class Outbox(Protocol):
 
     def send_update(self, header: Header, update: Path, then: Callable[[], None]) -> None:
         """Send tensors, and call `then` when the last byte is out."""
+
+    def asked_to_end(self, patience_seconds: float) -> bool:
+        """Whether the agent has been asked to end, or is within that time."""
 
 
 class Worker:
@@ -259,6 +265,8 @@ class Worker:
             self._finish(task, task.cancelled, f"it was cancelled in phase {phase['name']}")
         elif killed_for_memory:
             self._finish(task, *task.out_of_memory(self.group))
+        elif ended[0] == -signal.SIGTERM and self.outbox.asked_to_end(_GOING_DOWN_SECONDS):
+            return  # the job has not failed: it is given again when the machine is back
         else:
             self._finish(task, FAILED, task.death(ended[0], tail))
 

@@ -297,6 +297,21 @@ def test_sigterm_leaves_only_the_spool(start, tmp_path):
     assert not (drills.spool_of(node) / "agent.sock").exists()
 
 
+@pytest.mark.parametrize("first", ["the trainer", "the agent"])
+def test_a_machine_that_goes_down_has_failed_no_job(start, tmp_path, first):
+    """It asks every process to end, in an order of its own."""
+    node, client = start()
+    client.deliver(drills.job(steps=[["touch", str(tmp_path / "here")], ["wait_for_ever"]]))
+    wait_until(lambda: (tmp_path / "here").exists() and (tmp_path / "here").read_text())
+    pids = [json.loads((tmp_path / "here").read_text())["pid"], drills.agent_pid(tmp_path)]
+    for pid in pids if first == "the trainer" else reversed(pids):
+        os.kill(pid, signal.SIGTERM)
+    client.wait_for_the_end()
+    assert node.wait_gone(drills.PATIENCE_SECONDS)
+    assert not [frame for frame in client.frames if frame["type"] == "result"]
+    assert not list(drills.spool_of(node).glob("jobs/*/outcome.json"))
+
+
 def test_an_agent_without_contact_ends(start, tmp_path):
     node, client = start(orphan_seconds=0.1)
     client.deliver(drills.job(steps=[["touch", str(tmp_path / "here")], ["wait_for_ever"]]))
