@@ -85,7 +85,11 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (create_runs, cre
 
 
 class RunIndex:
-    """The index of one runs folder.  Every call is its own transaction, so that several controllers can share it."""
+    """The index of one runs folder.  Every call is its own transaction, so that several controllers can share it.
+
+    Without a write-ahead log: whoever turns that on, or is the last to close it, makes others fail at once with
+    "database is locked", however long they are willing to wait.
+    """
 
     def __init__(self, runs_dir: Path) -> None:
         self.path = runs_dir / INDEX_NAME
@@ -129,7 +133,7 @@ class RunIndex:
         except sqlite3.Error as error:
             raise StoreError(f"{self.path}: cannot be opened ({error})") from error
         try:
-            _prepare(connection)
+            connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
@@ -199,14 +203,6 @@ def migrate(connection: sqlite3.Connection) -> None:
             migration(connection)
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
             connection.execute("INSERT INTO migrations VALUES (?, ?)", (migration.__name__, now))
-
-
-def _prepare(connection: sqlite3.Connection) -> None:
-    """Write-ahead logging, where the file system can do it: readers and a writer do not wait for each other."""
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _put(connection: sqlite3.Connection, row: RunRow, jobs: Iterable[JobRow]) -> None:

@@ -39,7 +39,7 @@ def test_no_thread_writes_to_the_descriptor_after_it_was_closed(monkeypatch):
 
 def test_what_was_waited_for_is_there_to_be_taken_in():
     """A future is done before its thread has said so: a device that was let go of was told as one that was not."""
-    done, go_on, told = threading.Event(), threading.Event(), []
+    sent, done, go_on, told = threading.Event(), threading.Event(), threading.Event(), []
 
     class Slow(Errands):
         def _tell(self, *told):
@@ -48,13 +48,14 @@ def test_what_was_waited_for_is_there_to_be_taken_in():
             super()._tell(*told)
 
     errands = Slow(1)
-    errands.send(lambda: "left", lambda outcome: told.append(outcome.answer))
+    errands.send(lambda: sent.wait(30), lambda outcome: told.append(outcome.answer))
+    sent.set()
     done.wait(30)
     assert not errands.wait(0)
     go_on.set()
     assert errands.wait(30)
     errands.take_in()
-    assert told == ["left"]
+    assert told == [True]
     errands.close()
 
 

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -422,10 +423,12 @@ for number in range(5):
 """
 
 
-def test_two_controllers_share_an_index(tmp_path):
-    with _python(_CREATE_RUNS, tmp_path, "one") as one, _python(_CREATE_RUNS, tmp_path, "two") as two:
-        assert [process.stderr.read() for process in (one, two)] == ["", ""]
-    assert {row.run for row in RunIndex(tmp_path).rows()} == {f"{n}-{k}" for n in ("one", "two") for k in range(5)}
+def test_four_controllers_share_an_index(tmp_path):
+    names = ("one", "two", "three", "four")
+    with ExitStack() as stack:
+        processes = [stack.enter_context(_python(_CREATE_RUNS, tmp_path, name)) for name in names]
+        assert [process.stderr.read() for process in processes] == [""] * 4
+    assert {row.run for row in RunIndex(tmp_path).rows()} == {f"{n}-{k}" for n in names for k in range(5)}
 
 
 # ── environment ─────────────────────────────────────────────────────────────────────────────────────────────────────
