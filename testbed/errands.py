@@ -105,19 +105,48 @@ def side_by_side(work: Callable[[Item], Answer], items: Iterable[Item], hang_up:
     because a connection that was just being made was not there to be closed.
     """
     pool = ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="side-by-side")
+    begun = _Begun()
     futures: list[Future[Answer]] = []
     try:
-        futures += (pool.submit(work, item) for item in items)
+        futures += (pool.submit(begun.do, work, item) for item in items)
         wait(futures)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # perhaps in the middle of a submission, of which neither list nor pool knows yet
+        begun.over = True
         pool.shutdown(wait=False, cancel_futures=True)
-        begun = [future for future in futures if not future.cancelled()]
-        while wait(begun, _HANG_UP_SECONDS).not_done:
+        while begun.any_left(_HANG_UP_SECONDS):
             hang_up()
         raise
     finally:
         pool.shutdown(wait=False)
     return [future.result() for future in futures]
+
+
+class _Begun:
+    """What has begun and has not ended, as the threads themselves know it; when it is `over`, nothing more begins."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self._changed = threading.Condition()
+        self._count = 0
+
+    def do(self, work: Callable[[Item], Answer], item: Item) -> Answer:
+        self._add(1)
+        try:
+            if self.over:
+                raise CancelledError
+            return work(item)
+        finally:
+            self._add(-1)
+
+    def any_left(self, patience_seconds: float) -> bool:
+        """Whether something is still under way after that time."""
+        with self._changed:
+            return not self._changed.wait_for(lambda: not self._count, patience_seconds)
+
+    def _add(self, change: int) -> None:
+        with self._changed:
+            self._count += change
+            self._changed.notify_all()
 
 
 def _outcome(future: Future[Any]) -> Outcome[Any]:

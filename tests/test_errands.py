@@ -88,8 +88,9 @@ def test_answers_stand_in_the_order_of_what_was_asked():
     assert side_by_side(lambda number: -number, range(40), lambda: None) == [-number for number in range(40)]
 
 
-def test_ctrl_c_hangs_up_and_begins_nothing_more():
-    """Also what was connecting when it came, and was not there yet to be hung up on."""
+@pytest.mark.parametrize("again", range(10))
+def test_ctrl_c_hangs_up_and_begins_nothing_more(again):
+    """Also what was connecting when it came, and was not there yet to be hung up on; wherever it hits a submission."""
     ended, begun, over = threading.Event(), [], []
 
     def work(number):
