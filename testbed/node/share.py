@@ -13,11 +13,13 @@ goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import hmac
 import json
 import os
+import select
 import socket
 import struct
 import sys
@@ -36,10 +38,13 @@ def serve(folder: Path, token: str, contents: list[str]) -> None:
     """Say {"address", "port"} on stdout, and give these contents, and no others, until stdin ends."""
     given = {content: folder / content for content in contents}
     with socket.create_server((_own_address(), 0), family=_family(_own_address())) as listener:
+        listener.setblocking(False)  # who has hung up before we look must not keep us from seeing the end of stdin
         address, port = listener.getsockname()[:2]
         print(json.dumps({"address": address, "port": port}), flush=True)
-        threading.Thread(target=_accept, args=(listener, given, token), daemon=True).start()
-        sys.stdin.buffer.read()
+        stdin = sys.stdin.fileno()
+        while stdin not in (ready := select.select([stdin, listener], [], [])[0]) or os.read(stdin, _PIECE_BYTES):
+            if listener in ready:
+                _accept(listener, given, token)
 
 
 def _own_address() -> str:
@@ -52,21 +57,22 @@ def _family(address: str) -> socket.AddressFamily:
 
 
 def _accept(listener: socket.socket, given: Mapping[str, Path], token: str) -> None:
-    while True:
+    with contextlib.suppress(OSError):
         client, _ = listener.accept()
+        client.settimeout(_SILENCE_SECONDS)
         threading.Thread(target=_answer, args=(client, given, token), daemon=True).start()
 
 
 def _answer(client: socket.socket, given: Mapping[str, Path], token: str) -> None:
-    """One request: {"token", "content", "offset"} in a line.  A stranger is hung up on, and who asks for more."""
-    client.settimeout(_SILENCE_SECONDS)
-    with client, client.makefile("rb") as lines:
-        try:
-            asked = json.loads(lines.readline(1 << 16))
-            if hmac.compare_digest(str(asked["token"]), token):
-                _send(client, given[asked["content"]], int(asked["offset"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return
+    """One request: {"token", "content", "offset"} in a line.  A stranger is hung up on, and who asks for more.
+
+    Raises nothing: what a thread says while the process ends can abort it.
+    """
+    strange = contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError)
+    with strange, client, client.makefile("rb") as lines:
+        asked = json.loads(lines.readline(1 << 16))
+        if hmac.compare_digest(str(asked["token"]), token):
+            _send(client, given[asked["content"]], int(asked["offset"]))
 
 
 def _send(client: socket.socket, path: Path, offset: int) -> None:

@@ -30,16 +30,25 @@ def there(tmp_path):
 
 
 @pytest.fixture
-def source(there):
-    """Where that content is served, and one that is not there."""
+def server(there):
+    """A process that serves that content, and one that is not there; it ends well and says nothing more."""
     environment = {**os.environ, "SSH_CONNECTION": "127.0.0.1 5000 127.0.0.1 22"}
     command = [sys.executable, "-I", "-S", share.__file__, "serve", str(there[0])]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
         process.stdin.write(json.dumps({"token": "secret", "contents": [there[1], LACKING]}).encode() + b"\n")
         process.stdin.flush()
-        yield {**json.loads(process.stdout.readline()), "token": "secret"}
+        yield process
         process.stdin.close()
+        assert (process.stdout.read(), process.stderr.read()) == (b"", b"")
         assert process.wait(60) == 0
+
+
+@pytest.fixture
+def source(server):
+    """What `fetch` must know of it."""
+    return {**json.loads(server.stdout.readline()), "token": "secret"}
 
 
 def test_a_content_arrives_once(tmp_path, there, source):
@@ -96,3 +105,19 @@ def test_nothing_is_given_but_what_was_told(there, source, asked):
     with socket.create_connection((source["address"], source["port"]), 60) as server:
         server.sendall(json.dumps({"token": source["token"], "content": asked, "offset": 0}).encode() + b"\n")
         assert server.recv(1) == b""
+
+
+@pytest.mark.parametrize("line", [b"", b"\n", b"[]\n", b"[" * 50_000 + b"\n", b'{"token": "\xff"}\n'])
+def test_a_stranger_is_hung_up_on_and_the_others_are_served(tmp_path, there, source, line):
+    with socket.create_connection((source["address"], source["port"]), 60) as stranger:
+        stranger.sendall(line)
+        stranger.shutdown(socket.SHUT_WR)
+        assert stranger.recv(1) == b""
+    assert share.fetch(str(tmp_path / "here"), [there[1]], **source) == 2 * MIB
+
+
+def test_a_server_ends_with_its_input_also_in_the_middle_of_a_request(server, source):
+    with socket.create_connection((source["address"], source["port"]), 60) as client:
+        client.sendall(b'{"token": ')
+        server.stdin.close()
+        assert server.wait(60) == 0
