@@ -124,6 +124,8 @@ class SshConnection:
         with self._turns, self._session(plain(script(RECEIVE, target, size, sha256))) as session:
             try:
                 return *send_file(session, source), session.errors_text().strip()
+            except ConnectionError as error:
+                raise session.lost(error) from None
             except TimeoutError:
                 raise DeviceError(
                     f"{self.name}: {target} could not be put there: the transfer does not move; what has arrived is "
@@ -135,6 +137,8 @@ class SshConnection:
             with self._turns, self._session(plain(script(SEND, source))) as session:
                 try:
                     code = receive_file(session, target, f"{self.name} {source}")
+                except ConnectionError as error:
+                    raise session.lost(error) from None
                 except TimeoutError:
                     raise DeviceError(
                         f"{self.name}: {source} could not be fetched: the transfer does not move; what has arrived is "
@@ -165,6 +169,8 @@ class SshConnection:
         try:
             output = b"".join(session.output(patience_seconds + MERCY_SECONDS + ANSWER_SECONDS))
             code = session.exit_code(ANSWER_SECONDS)
+        except ConnectionError as error:
+            raise session.lost(error) from None
         except TimeoutError:
             raise DeviceError(
                 f"{self.name}: {_shown(command)}: no end after {patience_seconds:g} s, and no word whether the "

@@ -94,6 +94,8 @@ class Session:
                     self._begun = after
                     return
                 noise = before[-MOST_NOISE_BYTES:]
+        except ConnectionError as error:
+            raise self.lost(error) from None
         except TimeoutError:
             raise DeviceError(
                 f"{self._link.device}: the login shell has not begun the command after {START_SECONDS:.0f} s; do its "
@@ -109,7 +111,8 @@ class Session:
     def output(self, patience_seconds: float | None = None, *, silence_seconds: float | None = None) -> Iterator[bytes]:
         """Standard output piece by piece, to its end; standard error gathers in `errors` meanwhile.
 
-        Raises TimeoutError when the end has not come in time, or nothing for so long (None: it may take for ever).
+        Raises TimeoutError when the end has not come in time, or nothing for so long (None: it may take for ever);
+        ConnectionError when a piece is lost with the connection: what is buffered behind it would leave a hole.
         What the command has left behind may hold its output open; that is not waited for.
         """
         if self._begun:
@@ -186,11 +189,11 @@ class Session:
 
 
 def _received(receive: Callable[[int], bytes]) -> bytes:
-    """Nothing when the connection is lost at this moment: the channel is about to end."""
+    """A piece.  paramiko takes it out of its buffer, and loses it where it cannot tell the server so any more."""
     try:
         return receive(CHUNK_BYTES)
-    except (SSHException, EOFError, OSError):
-        return b""
+    except (SSHException, EOFError, OSError) as error:
+        raise ConnectionError(str(error)) from None
 
 
 def _open_session(link: Link, timeout_seconds: float) -> Channel:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from paramiko import Transport
+from paramiko.common import cMSG_CHANNEL_WINDOW_ADJUST
 
 from testbed.errors import DeviceError
 from testbed.ssh import SshConnection
@@ -231,6 +233,46 @@ def test_a_file_comes_back_from_where_it_stopped(tmp_path):
         assert back.read_bytes() == content
         assert back.stat().st_ino == begun.st_ino  # the same file was continued
         assert partials() == []
+
+
+@pytest.fixture
+def dying(server, monkeypatch):
+    """The third time that our side tells how much more it takes, the server is gone, as paramiko finds it."""
+    told, tell = [], Transport._send_user_message
+
+    def send(transport, message):
+        if message.asbytes()[:1] == cMSG_CHANNEL_WINDOW_ADJUST:
+            told.append(message)
+            if len(told) == 3:
+                server.stop()
+                raise EOFError
+        return tell(transport, message)
+
+    monkeypatch.setattr(Transport, "_send_user_message", send)
+    yield
+    server.stop()
+    server.start()
+
+
+def test_output_of_which_a_piece_is_lost_ends_there(server, dying):
+    with connected(server) as board, pytest.raises(DeviceError, match="is lost"):
+        board.run(["cat", "/dev/zero"], patience_seconds=60)
+
+
+def test_a_file_of_which_a_piece_is_lost_is_continued_before_it(server, source, dying, tmp_path):
+    source.write_bytes(os.urandom(16 << 20))
+    with connected(server) as board, pytest.raises(DeviceError, match="is lost"):
+        board.get(source, tmp_path / "back")
+    (partial,) = tmp_path.glob(".back.*.partial")
+    begun = partial.read_bytes()
+    assert begun
+    assert source.read_bytes().startswith(begun)
+    inode = partial.stat().st_ino
+    server.start()
+    with connected(server) as board:
+        board.get(source, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
+    assert (tmp_path / "back").stat().st_ino == inode
 
 
 def test_a_partial_file_that_is_longer_than_the_file_is_fetched_anew(board, source, tmp_path, monkeypatch):
