@@ -144,7 +144,7 @@ def test_the_link_is_as_fast_as_it_is_told_to_be(plain_lab):
         ssh(plain_lab, host.name, "head -c 1500000 /dev/zero | tee >(cat >&2)")
         return time.monotonic() - start
 
-    slow, fast = seconds(8_000_000), seconds(32_000_000)
+    slow, fast = seconds(8_000_000), min(seconds(32_000_000) for _ in range(3))
     as_new(host)
     assert slow > 3.0  # twice 1.5 MB through 1 MB/s cannot take less
     assert 2.0 < slow / fast < 8.0
