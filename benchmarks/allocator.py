@@ -72,7 +72,7 @@ def measure(steps: int, batch_size: int, length: int) -> dict[str, float]:
     method = make_method("lora", {})
     submodel = base.fill_in(Submodel.first(len(base.shape)))
     built = build(base.config, submodel, store.path, base.outside, work, seed=0)
-    method.mount(built, method.start(base, work, [], 0).tensors)
+    method.mount(built, method.start(base, work, [], 0, 1).tensors)
     optimizer = torch.optim.AdamW(list(built.trainable().values()), foreach=False)
     ids = torch.randint(3, base.shape.vocabulary, (batch_size, length))
     batch = Batch(ids, torch.ones_like(ids), torch.zeros(batch_size, dtype=torch.long))

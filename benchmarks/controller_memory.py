@@ -124,7 +124,7 @@ def be_the_controller(options: argparse.Namespace, folder: Path) -> None:
         engine._update_path = run.folder.update_path  # noqa: SLF001 -- the folder is made after the engine here
         print(READY, flush=True)
         sys.stdin.readline()
-        progress = Progress(run.method.start(run.base, run.work, [], 0))
+        progress = Progress(run.method.start(run.base, run.work, [], 0, 1))
         progress = rounds._round(run, progress)  # noqa: SLF001 -- a round as `federate` does it, without evaluation
         finished = sum(result.finished for result in run.folder.results())
         print(f"{DONE} {finished}", flush=True)

@@ -161,7 +161,7 @@ def _lora(base: BaseModel, data: DataSet, recipe: Recipe) -> float:
     """Held-out accuracy after centralised LoRA."""
     work = Workload(SEQUENCE_CLASSIFICATION, len(data.classes), recipe.batch_size, recipe.length, recipe.dtype)
     method = make_method("lora", {"rank": str(recipe.rank), "dropout": str(recipe.dropout)})
-    state = method.start(base, work, [], recipe.seed)
+    state = method.start(base, work, [], recipe.seed, 1)
     built = build(
         base.config,
         base.fill_in(Submodel.first(len(base.shape))),

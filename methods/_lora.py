@@ -11,7 +11,6 @@ from testbed.errors import UsageError
 from testbed.method import (
     Block,
     Client,
-    LoraShape,
     Method,
     ModelShape,
     Phase,
@@ -25,6 +24,7 @@ from testbed.method import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from testbed.model.adapters import LoraShape
     from testbed.model.checkpoint import BaseModel
     from testbed.model.submodel import Built
     from testbed.node.workplace import Workplace
@@ -49,6 +49,8 @@ class LoraMethod(Method):
 
     def lora(self, shape: ModelShape) -> LoraShape:
         """The adapters' shape on this model; every target named."""
+        from testbed.model.adapters import LoraShape
+
         names = tuple(dict.fromkeys(linear.path.split(".")[-1] for block in shape.blocks for linear in block))
         targets = names if self.targets == (ALL_LINEAR,) else self.targets
         return LoraShape(self.rank, targets, dropout=self.dropout > 0)
@@ -71,11 +73,11 @@ class LoraMethod(Method):
             work.batch_size,
             work.length,
             backward=True,
-            lora=self.lora(shape),
+            outfit=self.lora(shape),
             trained_elements=shape.head_elements,
         )
 
-    def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int) -> State:
+    def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:
         from testbed.model.adapters import lora_tensors
 
         return State({**lora_tensors(base.shape, self.lora(base.shape), seed), **base.new_head(seed)})

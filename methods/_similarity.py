@@ -56,7 +56,7 @@ def probe_blocks(
     probe = Probe(built.shape)
     with torch.no_grad(), recorder.listening():
         if losses:
-            probe.loss = float(workplace.loss(built, batch))
+            probe.loss = float(built.loss(batch))
         else:
             built.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     probe.grams, probe.influence = recorder.grams, recorder.influence
@@ -157,8 +157,8 @@ def _losses_without(workplace: Workplace, built: Built, batch: Batch, units: Seq
         with _replayed(built, index, entering):
             for unit in units:
                 with without(built, index, unit):
-                    found[unit].append(float(workplace.loss(built, batch)))
-            entering = _output_of(workplace, built, batch, index)
+                    found[unit].append(float(built.loss(batch)))
+            entering = _output_of(built, batch, index)
     return found
 
 
@@ -192,7 +192,7 @@ class _Enough(Exception):  # noqa: N818 -- not an error: the pass has given what
     """Ends a pass behind the block whose output was wanted."""
 
 
-def _output_of(workplace: Workplace, built: Built, batch: Batch, index: int) -> Any:
+def _output_of(built: Built, batch: Batch, index: int) -> Any:
     """The output of one block, of a pass that goes no further."""
     from testbed.model.surgery import block_list
 
@@ -204,7 +204,7 @@ def _output_of(workplace: Workplace, built: Built, batch: Batch, index: int) -> 
 
     handle = block_list(built)[index].register_forward_hook(stop)
     try:
-        workplace.loss(built, batch)
+        built.loss(batch)
     except _Enough:
         pass
     finally:

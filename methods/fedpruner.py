@@ -104,7 +104,7 @@ class FedPruner(LoraMethod):
             backward=False,
             head=self.importance == "leave_one_out",
             streamed=True,
-            lora=self.lora(shape),
+            outfit=self.lora(shape),
             kept_bytes=grams,
         )
         return (probe, train)
@@ -149,8 +149,8 @@ class FedPruner(LoraMethod):
             return list(range(blocks - count, blocks))
         return list(range(count))
 
-    def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int) -> State:
-        return replace(super().start(base, work, clients, seed), scalars={"seed": seed, "kept": {}})
+    def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:
+        return replace(super().start(base, work, clients, seed, rounds), scalars={"seed": seed, "kept": {}})
 
     def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
         selections = {

@@ -43,12 +43,13 @@ class Job:
     seed: int
     scalars: Mapping[str, Any] = field(default_factory=dict)
     state: str | None = None  # hash of the client's kept state that this job starts from
+    further: tuple[str, ...] = ()  # hashes of files that the method itself reads
 
     @property
     def contents(self) -> tuple[str, ...]:
         """Every hash that must be present on the node, without repetition."""
         blocks = [block.content for block in self.submodel.blocks if block.content]
-        return tuple(dict.fromkeys([self.config, self.outside, *blocks, self.shard]))
+        return tuple(dict.fromkeys([self.config, self.outside, *blocks, *self.further, self.shard]))
 
     def to_json(self) -> dict[str, Any]:
         """As `dataclasses.asdict`, without its deep copies: this is on the way of every job."""
@@ -58,11 +59,13 @@ class Job:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Job:
         blocks = tuple(
-            Block(block["position"], block["content"], tuple(block["parts"])) for block in data["submodel"]["blocks"]
+            Block(block["position"], block["content"], tuple(block["parts"]), block["streamed"])
+            for block in data["submodel"]["blocks"]
         )
         known = {f.name for f in fields(cls)}
         plain = {key: value for key, value in data.items() if key in known}
-        return cls(**{**plain, "submodel": Submodel(blocks), "work": Workload(**data["work"])})
+        further = tuple(data.get("further", ()))
+        return cls(**{**plain, "submodel": Submodel(blocks), "work": Workload(**data["work"]), "further": further})
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from testbed.model.checkpoint import BaseModel
     from testbed.model.submodel import Built
     from testbed.node.workplace import Workplace
+    from testbed.task import Batch
 
 CAUSAL_LM = "causal_lm"
 SEQUENCE_CLASSIFICATION = "sequence_classification"
+IMAGE_CLASSIFICATION = "image_classification"
 
 ATTENTION = "attention"
 FEED_FORWARD = "feed_forward"
@@ -80,6 +82,9 @@ class Block:
     position: int
     content: str | None = None  # hash of the weights; None: those of the base model at this position
     parts: tuple[str, ...] = PARTS
+    streamed: bool = (
+        False  # in memory only while it computes, and the next one is read meanwhile; whatever the plan's holding
+    )
 
     @property
     def whole(self) -> bool:
@@ -122,13 +127,22 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class LoraShape:
-    """LoRA factors A (rank × inputs) and B (outputs × rank) on linear maps of the kept blocks."""
+class Outfit:
+    """What a method mounts on a submodel for a phase, and the loss it takes there, so that the footprint can trace it.
 
-    rank: int
-    targets: tuple[str, ...]  # last component of the path of each adapted map: ("q_proj", "v_proj")
-    positions: tuple[int, ...] | None = None  # None: on every block of the phase
-    dropout: bool = False
+    Its fields say everything that the traced passes depend on: traces are remembered by them.
+    """
+
+    def trains(self, position: int) -> bool:  # noqa: ARG002 -- optional: most train on every block
+        """Whether anything that it mounts on the block at `position` is trained."""
+        return True
+
+    def mount(self, built: Built) -> None:
+        """Put the modules on, with any values: the trace needs their shapes and which of them are trained."""
+
+    def loss(self, built: Built, batch: Batch) -> Tensor:
+        """What is back-propagated: the task's own loss unless a method says otherwise."""
+        return built.loss(batch)
 
 
 @dataclass(frozen=True)
@@ -142,9 +156,11 @@ class Phase:
     backward: bool
     head: bool = True  # whether logits are computed
     streamed: bool = False  # blocks held one at a time, whatever the plan's holding
-    lora: LoraShape | None = None
+    outfit: Outfit | None = None  # what the method mounts; None: nothing
     writable: tuple[int, ...] = ()  # positions whose base weights are trained too
-    trained_elements: int = 0  # trainable parameters beside LoRA and writable blocks (a new head, adapters)
+    outside_writable: bool = False  # whether the weights outside the blocks are trained too
+    config: Mapping[str, Any] | None = None  # of another model than the base (a narrower one); None: the base's own
+    trained_elements: int = 0  # trainable parameters beside outfit and writable weights (a new head)
     optimizer_slots: int = 2  # per trainable element, fp32 (AdamW: 2)
     kept_bytes: int = 0  # what the method itself holds on to, by its own arithmetic
 
@@ -179,6 +195,7 @@ class Order:
     kind: str = "train"  # the method's own word; a round may be a probe
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     scalars: Mapping[str, Any] = field(default_factory=dict)
+    contents: tuple[str, ...] = ()  # hashes of further files that the job reads: sent once, and kept on the device
 
 
 @dataclass(frozen=True)
@@ -225,6 +242,10 @@ class Method(ABC):
 
     #: What the method can be used for; others are refused in the plan.
     tasks: ClassVar[frozenset[str]] = frozenset({CAUSAL_LM, SEQUENCE_CLASSIFICATION})
+    #: What it is used for when nobody says.
+    default_task: ClassVar[str] = SEQUENCE_CLASSIFICATION
+    #: Whether its model changes at all: a lower bound may train nothing.
+    learns: ClassVar[bool] = True
     #: The plan's columns: "LoRA, homogeneous", … as the survey groups them.
     family: ClassVar[str] = ""
 
@@ -242,8 +263,19 @@ class Method(ABC):
 
     # ── server half ────────────────────────────────────────────────────────────────────────────────────────────────
     @abstractmethod
-    def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int) -> State:
-        """The state before the first round; the same for the same seed."""
+    def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:
+        """The state before the first of `rounds` rounds; the same for the same seed."""
+
+    def begin(self, state: State, base: BaseModel, round_index: int) -> State:  # noqa: ARG002 -- optional
+        """The state with which a round begins: where a stage begins, new blocks are made here.
+
+        It must not depend on anything but its arguments; what it gives is forgotten if the round has no result.
+        """
+        return state
+
+    def admits(self, state: State, base: BaseModel, client: Client) -> bool:  # noqa: ARG002 -- optional
+        """Whether a client can take part in the round that has begun: a stage may be more than its device holds."""
+        return True
 
     @abstractmethod
     def order(self, state: State, base: BaseModel, clients: Sequence[Client], round_index: int) -> Sequence[Order]:

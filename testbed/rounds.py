@@ -83,7 +83,7 @@ def federate(run: Run) -> State:
 
 def _start(run: Run) -> Progress:
     clients = [client.client() for client in run.plan.taking_part]
-    state = run.method.start(run.base, run.work, clients, run.config.seed)
+    state = run.method.start(run.base, run.work, clients, run.config.seed, run.config.rounds)
     run.folder.record_initial_state(state)
     quality = _evaluate(run, state)
     run.folder.record_reference(no_fine_tuning=quality.accuracy, no_fine_tuning_loss=quality.loss)
@@ -103,11 +103,12 @@ def _round(run: Run, progress: Progress) -> Progress:
     """One round.  Whatever happens to a client ends as its result; the round goes on without it."""
     index, began = progress.next_round, time.monotonic()
     rate = learning_rate(run.config, index)
+    before, progress = progress, replace(progress, state=run.method.begin(progress.state, run.base, index))
     participants = _draw(run, progress)
     run.watcher.round_started(index, len(participants), rate)
     orders = run.method.order(progress.state, run.base, participants, index)
     results, updates, deployed = _carry_out(run, progress, orders, rate)
-    progress = _combine(run, progress, results, updates)
+    progress = _combine(run, before, progress, results, updates)
     last = index + 1 == run.config.rounds
     quality = _evaluate(run, progress.state) if last or (index + 1) % run.config.evaluate_every == 0 else None
     if quality is not None:
@@ -146,9 +147,10 @@ def draw_participants(config: RunConfig, clients: Sequence[int], able: Sequence[
 
 def _draw(run: Run, progress: Progress) -> list[Client]:
     plans = _current_plans(run.plan, progress.refitted)
-    able = [client.index for client in plans.values() if client.planned]
-    if not able:
+    planned = [client.client() for client in plans.values() if client.planned]
+    if not planned:
         raise PlanError("no client is left that can train: " + "; ".join(str(c.reason) for c in plans.values()))
+    able = [client.index for client in planned if run.method.admits(progress.state, run.base, client)]
     chosen = draw_participants(run.config, list(plans), able, progress.next_round)
     return [plans[index].client() for index in chosen]
 
@@ -231,6 +233,7 @@ def _job(run: Run, progress: Progress, order: Order, rate: float) -> Job:
         seed=run.config.seed,
         scalars=order.scalars,
         state=progress.kept.get(str(order.client)),
+        further=order.contents,
     )
 
 
@@ -254,15 +257,20 @@ def _checked(run: Run, state: State, result: Result, path: Path | None) -> Resul
 
 
 # ── 3. combine, evaluate, checkpoint ─────────────────────────────────────────────────────────────────────────────────
-def _combine(run: Run, progress: Progress, results: Sequence[Result], updates: Sequence[SpooledUpdate]) -> Progress:
-    """The progress after this round: too few updates leave the state as it was."""
-    empty = 0 if updates else progress.empty_rounds + 1
+def _combine(
+    run: Run, before: Progress, progress: Progress, results: Sequence[Result], updates: Sequence[SpooledUpdate]
+) -> Progress:
+    """The progress after this round: too few updates leave the state as it was before it began.
+
+    A round in which the method asked nobody is none in which everybody failed.
+    """
+    empty = progress.empty_rounds + 1 if results and not updates else 0
     if empty >= _HOPELESS_ROUNDS:
         causes = "; ".join(sorted({f"{result.outcome}: {result.error}" for result in results}))
         raise PlanError(f"no client finished in {empty} rounds in a row ({causes}); testbed report shows each job")
-    state = progress.state
-    if len(updates) >= run.config.min_participants:
-        state = run.method.combine(state, run.base, updates)
+    state = before.state
+    if updates and len(updates) >= run.config.min_participants:
+        state = run.method.combine(progress.state, run.base, updates)
     kept = {str(result.client): result.state for result in results if result.finished and result.state}
     return replace(
         progress,

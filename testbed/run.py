@@ -101,7 +101,9 @@ class ClientPlan:
         plain = {key: value for key, value in data.items() if key in known}
         if plain["submodel"]:
             blocks = plain["submodel"]["blocks"]
-            plain["submodel"] = Submodel(tuple(Block(b["position"], b["content"], tuple(b["parts"])) for b in blocks))
+            plain["submodel"] = Submodel(
+                tuple(Block(b["position"], b["content"], tuple(b["parts"]), b.get("streamed", False)) for b in blocks)
+            )
         return cls(**{**plain, "label_counts": tuple(plain["label_counts"])})
 
 

@@ -113,7 +113,7 @@ def test_the_others_are_combined_as_if_the_bad_client_had_never_been(tmp_path):
 
 def test_too_few_updates_leave_the_state_as_it_was_and_the_run_goes_on(tmp_path):
     run = run_of(Lora(rank=2), tmp_path, rounds=2, min_participants=4)
-    start = run.method.start(run.base, run.work, [], run.config.seed)
+    start = run.method.start(run.base, run.work, [], run.config.seed, run.config.rounds)
     run.engine.absent = {3}
     assert state_hash(federate(run).tensors, {}) == state_hash(start.tensors, {})
     assert [record.finished for record in run.folder.rounds()] == [3, 3]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from testbed.errors import UsageError
-from testbed.method import CAUSAL_LM, SEQUENCE_CLASSIFICATION, Block
+from testbed.method import CAUSAL_LM, SEQUENCE_CLASSIFICATION, Block, Outfit
 from testbed.model import blocks, initial
 
 if TYPE_CHECKING:
@@ -23,9 +24,26 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from testbed.method import Linear, LoraShape, ModelShape, Workload
+    from testbed.method import Linear, ModelShape, Workload
     from testbed.model.checkpoint import BaseModel
     from testbed.model.submodel import Built
+
+
+@dataclass(frozen=True)
+class LoraShape(Outfit):
+    """LoRA factors A (rank × inputs) and B (outputs × rank) on linear maps of the kept blocks."""
+
+    rank: int
+    targets: tuple[str, ...]  # last component of the path of each adapted map: ("q_proj", "v_proj")
+    positions: tuple[int, ...] | None = None  # None: on every block of the phase
+    dropout: bool = False
+
+    def trains(self, position: int) -> bool:
+        return self.positions is None or position in self.positions
+
+    def mount(self, built: Built) -> None:
+        mount_lora(built, self, 1.0, 0.1 if self.dropout else 0.0)
+
 
 _TASK_TYPES = {CAUSAL_LM: "CAUSAL_LM", SEQUENCE_CLASSIFICATION: "SEQ_CLS"}
 
@@ -59,16 +77,20 @@ def adapts(lora: LoraShape, path: str) -> bool:
 
 def _mount(linear: nn.Module, rank: int, scale: float, dropout: float) -> None:
     inputs, outputs = blocks.sizes(linear)
-    device = next(linear.parameters()).device
-    linear.lora_A = _zero_linear(inputs, rank, device)
-    linear.lora_B = _zero_linear(rank, outputs, device)
+    weight = next(linear.parameters())
+    linear.lora_A = zero_linear(inputs, rank, weight)
+    linear.lora_B = zero_linear(rank, outputs, weight)
     linear.lora_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
     linear.register_forward_hook(_Adds(scale))
 
 
-def _zero_linear(inputs: int, outputs: int, device: torch.device) -> nn.Linear:
-    linear = nn.Linear(inputs, outputs, bias=False, device="meta")
-    linear.weight = nn.Parameter(torch.zeros(outputs, inputs, device=device))
+def zero_linear(inputs: int, outputs: int, like: Tensor, *, bias: bool = False) -> nn.Linear:
+    """A trainable linear map of zeros on the device of a base weight: float32, or float64 where the base has it."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    linear = nn.Linear(inputs, outputs, bias=bias, device="meta")
+    linear.weight = nn.Parameter(torch.zeros(outputs, inputs, device=like.device, dtype=dtype))
+    if bias:
+        linear.bias = nn.Parameter(torch.zeros(outputs, device=like.device, dtype=dtype))
     return linear
 
 

@@ -139,7 +139,8 @@ def _phase(phase: Phase, shape: ModelShape, work: Workload, baseline: Baseline, 
     holding = STREAMED if phase.streamed else work.holding
     converted = shape.stored_dtype != work.dtype
     held = _held(found, blocks, phase, holding, converted=converted)
-    passes = _highest(found, blocks, phase, streamed=holding == STREAMED, buffer=_READ_BUFFER_BYTES * converted)
+    streamed = _streamed(blocks, phase, whole=holding == STREAMED, buffer=_READ_BUFFER_BYTES * converted)
+    passes = _highest(found, blocks, phase, streamed)
     parts = {
         "runtime": baseline.bytes + baseline.first_step_bytes,
         **held,
@@ -156,7 +157,7 @@ def _phase(phase: Phase, shape: ModelShape, work: Workload, baseline: Baseline, 
 def _held(found: Trace, blocks: Sequence[BlockTrace], phase: Phase, holding: str, *, converted: bool) -> dict[str, int]:
     """What stays from the first step to the last: weights by way of holding, adapters, optimizer slots."""
     every = [found.outside, *(block.weights for block in blocks)]
-    frozen = [block.weights.frozen for block in blocks]
+    frozen = [traced.weights.frozen for block, traced in zip(phase.blocks, blocks, strict=True) if not block.streamed]
     in_file = holding == MAPPED and not converted
     mounted = sum(weights.adapters for weights in every)
     trained = sum(weights.trained_elements for weights in every)
@@ -172,22 +173,30 @@ def _held(found: Trace, blocks: Sequence[BlockTrace], phase: Phase, holding: str
     }
 
 
-def _highest(
-    found: Trace, blocks: Sequence[BlockTrace], phase: Phase, *, streamed: bool, buffer: int
-) -> dict[str, int]:
+def _streamed(blocks: Sequence[BlockTrace], phase: Phase, *, whole: bool, buffer: int) -> list[int]:
+    """What streaming holds while each block computes: itself, and what is read ahead for the next one."""
+    frozen = [(traced.weights.frozen + buffer) for traced in blocks]
+    ahead = [block.streamed for block in phase.blocks]
+    return [
+        size * (whole or ahead[index])
+        + (frozen[index + 1] if ahead[index] and any(ahead[index + 1 : index + 2]) else 0)
+        for index, size in enumerate(frozen)
+    ]
+
+
+def _highest(found: Trace, blocks: Sequence[BlockTrace], phase: Phase, streamed: Sequence[int]) -> dict[str, int]:
     """The parts at the highest moment of a step: inputs, activations, logits, gradients, working, streamed block."""
-    return max(_moments(found, blocks, phase, streamed=streamed, buffer=buffer), key=lambda parts: sum(parts.values()))
+    return max(_moments(found, blocks, phase, streamed), key=lambda parts: sum(parts.values()))
 
 
 def _moments(
-    found: Trace, blocks: Sequence[BlockTrace], phase: Phase, *, streamed: bool, buffer: int
+    found: Trace, blocks: Sequence[BlockTrace], phase: Phase, streamed: Sequence[int]
 ) -> Iterator[dict[str, int]]:
     """The highest moment of every section of a step, in the order of time."""
     inputs = found.before.kept
     yield {"working": found.before.peak}
     kept = 0
-    for block in blocks:
-        held = (block.weights.frozen + buffer) * streamed
+    for block, held in zip(blocks, streamed, strict=True):
         yield {"inputs": inputs, "activations": kept, "working": block.forward.peak, "streamed block": held}
         kept += block.forward.kept
     yield {"inputs": inputs, "activations": kept, "logits": found.head.peak}
@@ -196,14 +205,13 @@ def _moments(
     gradients = found.outside.trained
     yield {"inputs": inputs, "activations": kept, "logits": found.head.kept + found.head_backward.peak}
     rest = inputs + found.head.kept + found.head_backward.kept - gradients  # the gradient that goes down, and remains
-    for block in reversed(blocks):
-        held = (block.weights.frozen + buffer) * streamed
+    for block, held in zip(reversed(blocks), reversed(streamed), strict=True):
         yield {
             "inputs": rest,
             "activations": kept,
             "gradients": gradients,
             "working": block.backward.peak,
-            "streamed block": held,
+            "streamed block": held * (block.backward.peak > 0),  # one that nothing goes back through is not read again
         }
         gradients += block.weights.trained
         kept += block.backward.kept - block.weights.trained

@@ -1,12 +1,14 @@
 """Streamed blocks: a frozen block's weights are in memory only while the block computes.
 
-Hooks fill and free each block inside the model's own forward.  With gradient checkpointing the recomputation in the
-backward pass fills the block once more; what its backward needs is then held by autograd until it has run.
+Hooks fill and free each block inside the model's own forward; the next one may be read meanwhile, by a thread.  With
+gradient checkpointing the recomputation in the backward pass fills the block once more; what its backward needs is then
+held by autograd until it has run.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +21,7 @@ from testbed.model.tensorfile import read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from concurrent.futures import Future
     from pathlib import Path
     from types import TracebackType
 
@@ -40,11 +43,17 @@ class StreamedBlock:
         self.empty = {name: _placeholder(like, dtype, device) for name, like in block.named_parameters()}
         self.checkpointing = False
         self._depth = 0
+        self._next: StreamedBlock | None = None
+        self._reading: Future[dict[str, Tensor]] | None = None
         self._put(self.empty)
         self._handles = [
             block.register_forward_pre_hook(self._before, with_kwargs=True),
             block.register_forward_hook(self._after, always_call=True),
         ]
+
+    def read_ahead(self, following: StreamedBlock) -> None:
+        """Read the weights of `following` while this block computes: two blocks are in memory then."""
+        self._next = following
 
     def enable_checkpointing(self) -> None:
         """Recompute this block in the backward pass, filling it again; to be called after the model's own enabling."""
@@ -55,6 +64,7 @@ class StreamedBlock:
         """Stop streaming: the weights stay where they are put next."""
         for handle in self._handles:
             handle.remove()
+        self._reading = None
         if self.checkpointing:
             self.block._gradient_checkpointing_func = _recomputed  # type: ignore[assignment]  # noqa: SLF001 -- the seam
 
@@ -82,8 +92,10 @@ class StreamedBlock:
 
     def __enter__(self) -> None:
         if not self._depth:
-            read = read_tensors(self.path, RESIDENT, self.dtype, self.device, names=self.empty)
+            read, self._reading = self._reading.result() if self._reading else self._read(), None
             self._put({name: nn.Parameter(tensor, requires_grad=False) for name, tensor in read.items()})
+            if self._next is not None:
+                self._next.fetch()
         self._depth += 1
 
     def __exit__(
@@ -93,10 +105,24 @@ class StreamedBlock:
         if not self._depth:
             self._put(self.empty)
 
+    def fetch(self) -> None:
+        """Begin to read the weights, beside what computes."""
+        if self._reading is None:
+            self._reading = _reader().submit(self._read)
+
+    def _read(self) -> dict[str, Tensor]:
+        return read_tensors(self.path, RESIDENT, self.dtype, self.device, names=self.empty)
+
     def _put(self, weights: Mapping[str, nn.Parameter]) -> None:
         for name, parameter in weights.items():
             owner, _, own = name.rpartition(".")
             self.block.get_submodule(owner).register_parameter(own, parameter)
+
+
+@cache
+def _reader() -> ThreadPoolExecutor:
+    """One thread reads ahead: more would only share the disk."""
+    return ThreadPoolExecutor(1, thread_name_prefix="read ahead")
 
 
 def _recomputed(compute: Callable[..., Any], *inputs: Any) -> Any:

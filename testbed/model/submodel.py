@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
+from testbed import task
 from testbed.errors import ModelError, UsageError, WireError
 from testbed.method import ATTENTION, HOLDINGS, RESIDENT, STREAMED, Block, Submodel, Workload
 from testbed.model import blocks, checkpoint
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from testbed.method import ModelShape
     from testbed.model.blocks import Anatomy
+    from testbed.task import Batch
 
 
 class ReadWeights(Protocol):
@@ -59,6 +62,7 @@ def build(
     _make_head(built, config, new, seed, trainable=trainable_head)
     for block in submodel.blocks:
         _fill_block(built, block, work)
+    _read_ahead(built)
     _check_filled(built.model)
     prepare(built)
     return built
@@ -112,6 +116,10 @@ class Built:
     @property
     def pad_token_id(self) -> int:
         return int(self.model.config.get_text_config().pad_token_id)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The task's mean loss on a batch."""
+        return task.loss(self.model, batch, self.work.task)
 
     def canonical(self, local_name: str) -> str:
         """The original model's name of a tensor or module of this submodel."""
@@ -370,12 +378,19 @@ def _fill_block(built: Built, block: Block, work: Workload) -> None:
     if wrong:
         raise ModelError(f"{path}: {wrong[0]} of block {block.position} is missing or has another shape")
     places = _places(module)
-    if work.holding != STREAMED:
+    if work.holding != STREAMED and not block.streamed:
         read = source.read(path, work.holding, _dtype(work), work.accelerator, names=list(wanted))
         for name, tensor in read.items():
             _put(places, (name,), tensor)
         return
     built.streamed[block.position] = StreamedBlock(module, path, _dtype(work), work.accelerator)
+
+
+def _read_ahead(built: Built) -> None:
+    """While a block that its method streams computes, the next such block is read."""
+    chosen = [block.position for block in built.submodel.blocks if block.streamed]
+    for position, following in pairwise(chosen):
+        built.streamed[position].read_ahead(built.streamed[following])
 
 
 def _check_filled(model: nn.Module) -> None:

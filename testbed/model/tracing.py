@@ -21,14 +21,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from testbed.method import CAUSAL_LM, Block, LoraShape, Phase, Submodel, Workload
+from testbed.method import CAUSAL_LM, Block, Outfit, Phase, Submodel, Workload
 from testbed.model import blocks
 from testbed.model import submodel as building
-from testbed.model.adapters import mount_lora
-from testbed.task import Batch, logits, loss
+from testbed.task import Batch, logits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -136,15 +135,16 @@ def cuda_granule(size: int) -> int:
 
 def trace(phase: Phase, config: Mapping[str, Any], work: Workload) -> Trace:
     """The trace of a phase; remembered for every phase whose blocks are of the same kinds."""
-    text = _text(config)
+    text = _text(phase.config or config)
     names = kinds(phase, text, work)
     chosen = tuple(block for index, block in enumerate(phase.blocks) if names[index] not in names[:index])
     return _trace(
         text,
         _Passes(
             work.task, work.labels, work.dtype, work.checkpointing, work.accelerator,
-            phase.batch_size, phase.length, phase.backward, phase.head, phase.trained_elements > 0, phase.lora,
+            phase.batch_size, phase.length, phase.backward, phase.head, phase.trained_elements > 0, phase.outfit,
             tuple(position for position in phase.writable if any(block.position == position for block in chosen)),
+            phase.outside_writable,
         ),
         tuple(Block(block.position, None, block.parts) for block in chosen),
         tuple(dict.fromkeys(names)),
@@ -153,7 +153,7 @@ def trace(phase: Phase, config: Mapping[str, Any], work: Workload) -> Trace:
 
 def kinds_of(phase: Phase, config: Mapping[str, Any], work: Workload) -> tuple[str, ...]:
     """The kind of each block of the phase: `Trace.kinds` says which of the traced blocks stands for it."""
-    return kinds(phase, _text(config), work)
+    return kinds(phase, _text(phase.config or config), work)
 
 
 def _text(config: Mapping[str, Any]) -> str:
@@ -170,7 +170,7 @@ def kinds(phase: Phase, config: str, work: Workload) -> tuple[str, ...]:
     words = []
     below = 0
     for index, block in enumerate(phase.blocks):
-        adapted = phase.lora is not None and (phase.lora.positions is None or block.position in phase.lora.positions)
+        adapted = phase.outfit is not None and phase.outfit.trains(block.position)
         written = block.position in phase.writable
         own = f"{known[block.position]} {'+'.join(sorted(block.parts))} {adapted} {written}"
         words.append(f"{own} {min(index, 2)} {min(below, 1)}")
@@ -205,26 +205,27 @@ class _Passes:
     backward: bool
     head: bool
     train_head: bool
-    lora: LoraShape | None
+    outfit: Outfit | None
     writable: tuple[int, ...]
+    outside_writable: bool
 
 
 @lru_cache(maxsize=512)
 def _trace(config: str, passes: _Passes, kept: tuple[Block, ...], names: tuple[str, ...]) -> Trace:
     plain = json.loads(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        built = _fake(plain, passes, Submodel(kept))
+        built, mounted = _fake(plain, passes, Submodel(kept))
         granule = cuda_granule if passes.accelerator == "cuda" else cpu_granule
         counter = LiveBytes(granule)
         for tensor in [*built.model.parameters(), *built.model.buffers()]:
             counter.known(tensor)
         sections = _run(built, passes, counter)
     count = len(kept)
-    weights = [_weights(module) for module in built.block_modules.values()]
+    weights = [_sum(module.parameters(), mounted) for module in built.block_modules.values()]
     forward = sections.forward
     backward = [Section()] * (count - len(sections.backward)) + sections.backward  # the lowest may need none
     return Trace(
-        _outside(built),
+        _sum(_outside(built), mounted),
         sections.before,
         tuple(BlockTrace(*of) for of in zip(weights, forward, backward, strict=True)),
         sections.head,
@@ -233,45 +234,43 @@ def _trace(config: str, passes: _Passes, kept: tuple[Block, ...], names: tuple[s
     )
 
 
-def _fake(config: Mapping[str, Any], passes: _Passes, submodel: Submodel) -> building.Built:
-    """The model as `testbed.model.submodel.build` makes it, on fake tensors."""
+def _fake(config: Mapping[str, Any], passes: _Passes, submodel: Submodel) -> tuple[building.Built, set[int]]:
+    """The model as `testbed.model.submodel.build` makes it, on fake tensors, and the ids of what a method mounted."""
     work = Workload(task=passes.task, labels=passes.labels, dtype=passes.dtype, checkpointing=passes.checkpointing)
     built, head = building.outline(config, submodel, work)
-    _fill(built, head if passes.train_head else set(), passes.writable)
-    if passes.lora is not None:
-        mount_lora(built, passes.lora, 1.0, 0.1 if passes.lora.dropout else 0.0)
+    _fill(built, head if passes.train_head else set(), passes.writable, outside=passes.outside_writable)
+    own = {id(parameter) for parameter in built.model.parameters()}
+    if passes.outfit is not None:
+        passes.outfit.mount(built)
     building.prepare(built)
-    return built
+    return built, {id(parameter) for parameter in built.model.parameters()} - own
 
 
-def _fill(built: building.Built, head: set[str], writable: tuple[int, ...]) -> None:
+def _fill(built: building.Built, head: set[str], writable: tuple[int, ...], *, outside: bool) -> None:
     """Give every parameter a fake value, tied ones the same."""
     made: dict[int, nn.Parameter] = {}
     opened = {f"{built.prefix}.{built.submodel.positions.index(position)}." for position in writable}
     for name, parameter in list(built.model.named_parameters(remove_duplicate=False)):
         trained = name in head or any(name.startswith(prefix) for prefix in opened)
+        trained = trained or (outside and not name.startswith(f"{built.prefix}."))
         if id(parameter) not in made:
             made[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), trained)
         path, _, own = name.rpartition(".")
         built.model.get_submodule(path).register_parameter(own, made[id(parameter)])
 
 
-def _weights(module: nn.Module) -> Weights:
-    return _sum(list(module.named_parameters()))
+def _outside(built: building.Built) -> list[nn.Parameter]:
+    return [value for name, value in built.model.named_parameters() if not name.startswith(f"{built.prefix}.")]
 
 
-def _outside(built: building.Built) -> Weights:
-    prefix = f"{built.prefix}."
-    return _sum([(name, value) for name, value in built.model.named_parameters() if not name.startswith(prefix)])
-
-
-def _sum(parameters: list[tuple[str, nn.Parameter]]) -> Weights:
-    mounted = sum(value.nbytes for name, value in parameters if ".lora_" in name)
-    trained = [value for _, value in parameters if value.requires_grad]
-    frozen = [value.nbytes for name, value in parameters if ".lora_" not in name]
+def _sum(parameters: Iterable[nn.Parameter], mounted: set[int]) -> Weights:
+    """The bytes of some parameters, `mounted` being the ids of those that a method brought."""
+    every = list(parameters)
+    trained = [value for value in every if value.requires_grad]
+    frozen = [value.nbytes for value in every if id(value) not in mounted]
     return Weights(
         frozen=sum(frozen),
-        adapters=mounted,
+        adapters=sum(value.nbytes for value in every if id(value) in mounted),
         trained=sum(value.nbytes for value in trained),
         trained_elements=sum(value.numel() for value in trained),
         largest_trained=max((value.nbytes for value in trained), default=0),
@@ -323,7 +322,7 @@ def _run(built: building.Built, passes: _Passes, counter: LiveBytes) -> _Section
             sections.computed()
             del made
             return sections
-        value = loss(built.model, batch, passes.task)
+        value = built.loss(batch) if passes.outfit is None else passes.outfit.loss(built, batch)
         sections.computed()
         torch.autograd.backward(value)
         sections.ended()

@@ -120,9 +120,9 @@ def _first_step(accelerator: str) -> int:
     """Do the first step of a tiny model; the bytes of the accelerator's memory that stay taken beside its tensors."""
     import torch
 
-    from testbed.method import CAUSAL_LM, LoraShape, Submodel, Workload
+    from testbed.method import CAUSAL_LM, Submodel, Workload
     from testbed.model import submodel
-    from testbed.model.adapters import mount_lora
+    from testbed.model.adapters import LoraShape, mount_lora
     from testbed.task import Batch, loss
 
     built, _ = submodel.outline(_TINY, Submodel.first(2), Workload(task=CAUSAL_LM, accelerator=accelerator))

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import TestbedError
 from testbed.method import Part, Update
+from testbed.model.submodel import Built
 from testbed.node.workplace import Workplace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
+    from torch.nn import Parameter
+    from torch.optim import Optimizer
 
-    from testbed.model.submodel import Built
+    from testbed.task import Batch
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,19 @@ class Trained:
     last_loss: float
 
 
-def local_steps(workplace: Workplace, built: Built, weight_decay: float = 0.0) -> Trained:
-    """The job's local steps of AdamW on everything trainable in `built`.
+def local_steps(
+    workplace: Workplace,
+    built: Built,
+    *,
+    loss: Callable[[Built, Batch], Tensor] = Built.loss,
+    optimizer: Callable[[list[Parameter]], Optimizer] | None = None,
+    max_norm: float | None = 1.0,
+    after_backward: Callable[[], None] = lambda: None,
+) -> Trained:
+    """The job's local steps on everything trainable in `built`: AdamW without decay, unless `optimizer` makes another.
 
+    `loss` is what a step descends; `max_norm` clips the gradients' norm over all parameters (None: not clipped);
+    `after_backward` is called while a step's gradients are there, before they are clipped.
     Every random number of a step (dropout) derives from run seed, round, client and step, so that a job gives the
     same update wherever it runs again.  Raises TestbedError when the loss is no longer a number.
     """
@@ -35,16 +48,21 @@ def local_steps(workplace: Workplace, built: Built, weight_decay: float = 0.0) -
 
     job = workplace.job
     parameters = list(built.trainable().values())
-    optimizer = torch.optim.AdamW(parameters, lr=job.learning_rate, weight_decay=weight_decay, foreach=False)
+    if optimizer is None:
+        descent: Optimizer = torch.optim.AdamW(parameters, lr=job.learning_rate, weight_decay=0.0, foreach=False)
+    else:
+        descent = optimizer(parameters)
     losses = []
     for step in range(job.steps):
         torch.manual_seed(step_seed(job.seed, job.round, job.client, step))
-        loss = workplace.loss(built, workplace.batch(step))
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=False)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
+        value = loss(built, workplace.batch(step))
+        value.backward()  # type: ignore[no-untyped-call]
+        after_backward()
+        if max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=False)
+        descent.step()
+        descent.zero_grad(set_to_none=True)
+        losses.append(value.item())
         if losses[-1] != losses[-1]:  # NaN
             raise TestbedError(f"the loss of local step {step} is not a number; a smaller learning rate may help")
         workplace.progress(step=step + 1, steps=job.steps, loss=losses[-1])

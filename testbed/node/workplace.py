@@ -14,7 +14,6 @@ from testbed.model.held import HeldWeights
 from testbed.model.submodel import Built, build
 from testbed.model.tensorfile import read_tensors
 from testbed.task import Batch, Shard, batch_indices
-from testbed.task import loss as task_loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +45,10 @@ class Workplace:
     def tensors(self) -> Mapping[str, Tensor]:
         """The job's tensors, by canonical name."""
         return read_tensors(self._payload, RESIDENT) if self._payload else {}
+
+    def content(self, content: str) -> Path:
+        """The file of one of the hashes that the job names."""
+        return self._path(content)
 
     @property
     def shard(self) -> Shard:
@@ -87,10 +90,6 @@ class Workplace:
         for step in range(self.job.steps):
             yield self.batch(step)
 
-    def loss(self, built: Built, batch: Batch) -> Tensor:
-        """The task's mean loss of a built model on a batch."""
-        return task_loss(built.model, batch, self.job.work.task)
-
     # ── models ─────────────────────────────────────────────────────────────────────────────────────────────────────
     @property
     def config(self) -> dict[str, Any]:
@@ -104,7 +103,7 @@ class Workplace:
         Base weights that are held from an earlier job and are part of this one are not read again.
         """
         self.release()
-        self._weights.keep_only([*(block.content for block in submodel.blocks), self.job.outside])
+        self._weights.keep_only([*(block.content for block in submodel.blocks if not block.streamed), self.job.outside])
         self._built = build(
             self.config,
             submodel,

@@ -52,8 +52,8 @@ class PrivateTensor(Everything):
 class MergedStack(Everything):
     """A stack merged into the base: clients add every past round's adapters to their copy, and start fresh ones."""
 
-    def start(self, base, work, clients, seed):
-        return replace(super().start(base, work, clients, seed), scalars={"stacks": 0})
+    def start(self, base, work, clients, seed, rounds):
+        return replace(super().start(base, work, clients, seed, rounds), scalars={"stacks": 0})
 
     def mount(self, built, tensors):
         for name in [name for name in tensors if name.startswith("stack.") and "lora_A" in name]:
@@ -117,7 +117,7 @@ class ScalarsOnly(Everything):
         for sign in (1.0, -1.0):
             with torch.no_grad():
                 weight.add_(direction, alpha=sign * 0.05)
-                losses.append(float(workplace.loss(built, workplace.batch(0))))
+                losses.append(float(built.loss(workplace.batch(0))))
                 weight.sub_(direction, alpha=sign * 0.05)
         scalars = {"seed": seed, "slope": (losses[0] - losses[1]) / 0.1, "name": name}
         return Update(scalars=scalars, examples=len(workplace.shard))
@@ -136,7 +136,7 @@ class ProbeThenTrain(Everything):
     """Probe, then train: the first round only asks for losses; later ones train the half that had the highest."""
 
     def phases(self, submodel, shape, work):
-        probe = Phase("probe", submodel.blocks, work.batch_size, work.length, backward=False, lora=self.lora(shape))
+        probe = Phase("probe", submodel.blocks, work.batch_size, work.length, backward=False, outfit=self.lora(shape))
         return (probe, *super().phases(submodel, shape, work))
 
     def order(self, state, base, clients, round_index):
@@ -153,7 +153,7 @@ class ProbeThenTrain(Everything):
         self.mount(built, workplace.tensors)
         workplace.phase("probe")
         with torch.no_grad():
-            loss = float(workplace.loss(built, workplace.batch(0)))
+            loss = float(built.loss(workplace.batch(0)))
         return Update(scalars={"probe": loss}, examples=len(workplace.shard))
 
     def combine(self, state, base, received):

@@ -10,7 +10,7 @@ from testbed.model.combine import state_hash
 from testbed.model.footprint import Baseline, predict
 from testbed.plugins import all_methods
 from testbed.rounds import federate
-from tests.contract.harness import WORK, SerialRunner, base_model, run_of
+from tests.contract.harness import WORK, SerialRunner, base_model, clients_of, run_of
 from tests.contract.probe_methods import PROBE_METHODS
 
 FOUND = [pytest.param(kind, id=name) for name, kind in all_methods().items()]
@@ -20,6 +20,10 @@ EVERY = [*FOUND, *PROBES]
 
 def hash_of(state):
     return state_hash({**state.tensors}, {**state.scalars, "blocks": list(state.blocks)})
+
+
+def started(run):
+    return run.method.start(run.base, run.work, clients_of(run), run.config.seed, run.config.rounds)
 
 
 def smaller(kind, folder):
@@ -61,7 +65,7 @@ def test_a_run_that_stops_after_any_round_resumes_to_the_same_state_bit_for_bit(
 def test_a_client_that_never_answers_costs_its_own_update_only(kind, tmp_path):
     run = run_of(kind(), tmp_path, rounds=2, keep=smaller(kind, tmp_path))
     run.engine.absent = {1}
-    start = hash_of(run.method.start(run.base, run.work, [c.client() for c in run.plan.clients], run.config.seed))
+    start = hash_of(started(run))
     assert hash_of(federate(run)) != start
     outcomes = {result.client: result.outcome for result in run.folder.results()}
     assert outcomes[1] == "unreachable"
@@ -97,8 +101,7 @@ def test_every_phase_that_a_job_announces_was_predicted(kind, tmp_path):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_learns_a_planted_task_at_least_15_points_above_chance_and_no_fine_tuning(kind, seed, tmp_path):
     run = run_of(kind(), tmp_path, rounds=6, seed=seed, steps=8, keep=smaller(kind, tmp_path), evaluate_every=6)
-    untuned = run.method.start(run.base, run.work, [client.client() for client in run.plan.clients], seed)
-    before = evaluate(run.method, run.base, untuned, run.work, run.held_out).accuracy
+    before = evaluate(run.method, run.base, started(run), run.work, run.held_out).accuracy
     after = evaluate(run.method, run.base, federate(run), run.work, run.held_out).accuracy
     assert after >= before + 0.15
     assert after >= 1 / 4 + 0.15

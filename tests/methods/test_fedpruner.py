@@ -60,7 +60,7 @@ def test_every_importance_selects_as_many_units_as_the_budget_admits(importance,
 
 def test_a_client_sends_the_adapters_of_its_kept_blocks_only_and_the_others_keep_their_value(tmp_path):
     run = run_of(FedPruner(rank=2), tmp_path, rounds=1, clients=1, keep=1)
-    start = run.method.start(run.base, run.work, [], run.config.seed)
+    start = run.method.start(run.base, run.work, [], run.config.seed, 1)
     state = federate(run)
     [[_, [position]]] = state.scalars["kept"]["0"]["kept"]
     for name, tensor in state.tensors.items():
@@ -104,7 +104,7 @@ def test_a_pruned_part_is_not_in_the_update(tmp_path):
 
 def test_the_update_of_a_wrong_position_would_be_refused(tmp_path):
     run = run_of(FedPruner(rank=2), tmp_path, rounds=1)
-    state = run.method.start(run.base, run.work, [], 0)
+    state = run.method.start(run.base, run.work, [], 0, 1)
 
     class Update:
         client, examples, scalars, names = 0, 1, {}, ("model.layers.9.mlp.up_proj.lora_A.weight",)

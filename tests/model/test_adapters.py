@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from testbed.errors import UsageError
-from testbed.method import ATTENTION, CAUSAL_LM, SEQUENCE_CLASSIFICATION, Block, LoraShape, Submodel, Workload
-from testbed.model.adapters import export_peft, lora_elements, lora_tensors, mount_lora
+from testbed.method import ATTENTION, CAUSAL_LM, SEQUENCE_CLASSIFICATION, Block, Submodel, Workload
+from testbed.model.adapters import LoraShape, export_peft, lora_elements, lora_tensors, mount_lora
 from tests.model import tiny
 
 # PEFT still asks transformers for a property by its older name.
