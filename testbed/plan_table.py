@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed.method import ATTENTION, FEED_FORWARD
+from testbed.model.footprint import predict
 from testbed.quantities import DASH, bytes_text
 
 if TYPE_CHECKING:
@@ -32,7 +34,10 @@ def plan_as_json(prepared: Prepared) -> dict[str, Any]:
 
 
 def plan_table(prepared: Prepared) -> RenderableType:
-    """One row per device (its clients share its budget, in turns); below, what its largest phase is made of."""
+    """One row per device (its clients share its budget, in turns); below, every phase's peak where there are several.
+
+    Last of all stands what the largest phase of each device is made of.
+    """
     clients = prepared.plan.clients
     table = Table(title=f"plan of {prepared.config.method}", title_justify="left", box=SIMPLE_HEAD, padding=0)
     for heading in _COLUMNS:
@@ -42,7 +47,45 @@ def plan_table(prepared: Prepared) -> RenderableType:
         own = [client for client in clients if client.device == device]
         table.add_row(*_row(device, own, len(prepared.base.shape)))
         notes.append(_note(own[0]))
-    return Group(table, *notes)
+    return Group(table, *_by_phase(prepared), *notes)
+
+
+def _by_phase(prepared: Prepared) -> list[RenderableType]:
+    """What every device needs in every phase; a phase that it is not admitted to, with the bytes it would need."""
+    names = _all_phases(prepared)
+    if len(names) < 2:
+        return []
+    table = Table(title="needs by phase", title_justify="left", box=SIMPLE_HEAD, padding=0)
+    table.add_column("Device", overflow="fold")
+    for name in names:
+        table.add_column(name.capitalize(), justify="right", overflow="fold")
+    for client in {client.device: client for client in reversed(prepared.plan.clients)}.values():
+        table.add_row(client.device, *(_need(prepared, client, name) for name in names))
+    return [table]
+
+
+def _all_phases(prepared: Prepared) -> list[str]:
+    """The phases of the method's largest choice, and those that only smaller ones have, in their order."""
+    largest = next(iter(prepared.method.choices(prepared.base.shape)))
+    named = [phase.name for phase in prepared.method.phases(largest, prepared.base.shape, prepared.work)]
+    return list(dict.fromkeys([*named, *(name for client in prepared.plan.clients for name in client.parts)]))
+
+
+def _need(prepared: Prepared, client: ClientPlan, name: str) -> str:
+    if client.planned and name in client.parts:
+        return bytes_text(sum(client.parts[name].values()))
+    known = client.parts if name in client.parts else _parts_of_largest(prepared, client)
+    needed = sum(known[name].values()) if name in known else None
+    return "refused" if needed is None else f"refused: {bytes_text(needed)}"
+
+
+def _parts_of_largest(prepared: Prepared, client: ClientPlan) -> Mapping[str, Mapping[str, int]]:
+    device = next(device for device in prepared.inventory if device.name == client.device)
+    work = replace(prepared.work, accelerator=device.accelerator)
+    shape = prepared.base.shape
+    phases = prepared.method.phases(next(iter(prepared.method.choices(shape))), shape, work)
+    footprint = predict(phases, shape, work, prepared.baselines[client.device])
+    return {phase.name: phase.parts for phase in footprint.phases}
 
 
 def _row(device: str, own: Sequence[ClientPlan], blocks: int) -> list[str]:

@@ -148,6 +148,21 @@ def test_a_streamed_probe_holds_one_block_and_saves_nothing():
     assert parts.get("activations", 0) <= 4 * 64 * shape.hidden * 4 * 2  # no block's inner values stay
 
 
+def test_a_prefix_that_its_method_streams_costs_two_blocks_however_long_it_is():
+    shape = shape_of(config(layers=8))
+    block = 4 * shape.block_elements[0]
+
+    def peak(prefix):
+        kept = tuple(Block(p, streamed=p < prefix) for p in range(prefix + 1))
+        phase = Phase("train", kept, 4, 64, backward=True, writable=(prefix,))
+        return predict([phase], shape, work_of(), NOTHING, BARE).largest
+
+    assert peak(2).parts["weights"] == peak(7).parts["weights"] == block
+    assert peak(7).bytes == peak(3).bytes
+    forward = Phase("probe", tuple(Block(p, streamed=True) for p in range(8)), 4, 64, backward=False)
+    assert predict([forward], shape, work_of(), NOTHING, BARE).largest.parts["streamed block"] == 2 * block
+
+
 def test_what_a_method_adds_beside_the_model_is_counted():
     shape = shape_of(config())
     phase = Phase("train", Submodel.first(2).blocks, 4, 64, backward=True, trained_elements=1_000_000)

@@ -164,6 +164,28 @@ def test_streaming_holds_one_block_at_a_time(opened):
     assert all(weight() is None for weight in weights)
 
 
+def test_a_block_that_its_method_streams_is_there_with_the_next_one_only(opened):
+    _, base = opened("llama", CAUSAL_LM)
+    whole = tiny.built_from(base)
+    expected = whole.model(**tiny.batch()).logits
+    built = tiny.built_from(base, Submodel(tuple(Block(p, streamed=p < 3) for p in range(4))))
+    alive = {}
+
+    def look(position):
+        def hook(*_):
+            waiting = [p for p in (0, 1, 2) if built.streamed[p]._reading is not None]
+            there = [p for p in (0, 1, 2) if built.streamed[p]._depth]
+            alive[position] = (there, waiting)
+
+        return hook
+
+    for position in range(4):
+        built.block_modules[position].mlp.register_forward_pre_hook(look(position))
+    for _ in range(2):  # what was read ahead in one pass is used up in it
+        assert torch.equal(built.model(**tiny.batch()).logits, expected)
+    assert alive == {0: ([0], [1]), 1: ([1], [2]), 2: ([2], []), 3: ([], [])}
+
+
 def test_training_through_streamed_blocks_needs_checkpointing(opened):
     _, base = opened("llama", CAUSAL_LM)
     built = tiny.built_from(base, holding=STREAMED)
