@@ -54,7 +54,8 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """As `dataclasses.asdict`, without its deep copies: this is on the way of every job."""
         blocks = tuple(dict(vars(block)) for block in self.submodel.blocks)
-        return {**vars(self), "submodel": {"blocks": blocks}, "work": dict(vars(self.work))}
+        submodel = {**vars(self.submodel), "blocks": blocks}
+        return {**vars(self), "submodel": submodel, "work": dict(vars(self.work))}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Job:
@@ -62,10 +63,11 @@ class Job:
             Block(block["position"], block["content"], tuple(block["parts"]), block["streamed"])
             for block in data["submodel"]["blocks"]
         )
+        submodel = Submodel(blocks, data["submodel"].get("width", 1.0))
         known = {f.name for f in fields(cls)}
         plain = {key: value for key, value in data.items() if key in known}
         further = tuple(data.get("further", ()))
-        return cls(**{**plain, "submodel": Submodel(blocks), "work": Workload(**data["work"]), "further": further})
+        return cls(**{**plain, "submodel": submodel, "work": Workload(**data["work"]), "further": further})
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Submodel:
-    """A *description* of the part one client trains: the kept blocks in their original order."""
+    """A *description* of the part one client trains: the kept blocks in their original order, and how wide they are.
+
+    A width below 1 is for methods that slice every layer: it says which share of the model's widths is kept.
+    """
 
     blocks: tuple[Block, ...]
+    width: float = 1.0
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -200,10 +204,29 @@ class Order:
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor, whole (`ranges` None) or the piece of it that lies in [start, stop) along each axis."""
+    """A tensor, whole (`ranges` None) or the piece of it that lies in [start, stop) along each axis.
+
+    A piece may go on around the end of an axis: `stop` is then larger than the axis is long, and element i of the
+    piece lies at (start + i) mod size.  No element is in a piece twice.
+    """
 
     tensor: Tensor
     ranges: tuple[tuple[int, int], ...] | None = None
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether this is a tensor of that shape, or a piece of one."""
+        if self.ranges is None:
+            return tuple(self.tensor.shape) == tuple(shape)
+        return (
+            len(self.ranges) == len(shape)
+            and all(_inside(*edges, size) for edges, size in zip(self.ranges, shape, strict=True))
+            and tuple(self.tensor.shape) == tuple(stop - start for start, stop in self.ranges)
+        )
+
+
+def _inside(start: int, stop: int, size: int) -> bool:
+    """Whether [start, stop) lies on an axis of that size, around its end or not."""
+    return 0 <= start <= stop <= (size if start == size else start + size) and start <= size
 
 
 @dataclass(frozen=True)
@@ -291,13 +314,9 @@ class Method(ABC):
             if name not in state.tensors:
                 raise WireError(f"client {update.client}: it sent {name!r}, which is no tensor of this run's state")
             part, whole = update.read(name), tuple(state.tensors[name].shape)
-            ranges = tuple((0, size) for size in whole) if part.ranges is None else part.ranges
-            inside = len(ranges) == len(whole) and all(
-                0 <= start <= stop <= size for (start, stop), size in zip(ranges, whole, strict=False)
-            )
-            if not inside or tuple(part.tensor.shape) != tuple(stop - start for start, stop in ranges):
+            if not part.fits(whole):
                 raise WireError(
-                    f"client {update.client}: {name} has the shape {tuple(part.tensor.shape)} over {ranges}, "
+                    f"client {update.client}: {name} has the shape {tuple(part.tensor.shape)} over {part.ranges}, "
                     f"expected a piece of {whole}"
                 )
 

@@ -155,4 +155,4 @@ def _smaller(choices: Iterable[Submodel], current: Submodel) -> Iterable[Submode
     for submodel in choices:
         if passed:
             yield submodel
-        passed = passed or submodel.blocks == current.blocks
+        passed = passed or submodel == current

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -107,6 +108,8 @@ def _kept(client: ClientPlan, blocks: int) -> str:
     if client.submodel is None:
         return "refused"
     kept = client.submodel.blocks
+    if client.submodel.width < 1:
+        return f"{len(kept)} of {blocks}, width {Fraction(client.submodel.width).limit_denominator(1000)}"
     if all(block.whole for block in kept):
         return f"{len(kept)} of {blocks}"
     attention, forward = (sum(part in block.parts for block in kept) for part in (ATTENTION, FEED_FORWARD))

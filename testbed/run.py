@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from testbed.errors import UsageError
-from testbed.method import RESIDENT, SEQUENCE_CLASSIFICATION, Block, Client, Submodel
+from testbed.method import RESIDENT, Block, Client, Submodel
 
 PLANNED = "planned"
 
@@ -18,8 +18,8 @@ class RunConfig:
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    model: str = "quickstart"  # or a Hugging Face folder
-    task: str = SEQUENCE_CLASSIFICATION
+    model: str | None = None  # one that comes along, or a Hugging Face folder; None: the task's own
+    task: str | None = None  # None: the method's own
     data: Mapping[str, Any] = field(default_factory=dict)  # fields of data.DataSpec that differ from the defaults
     partition: Mapping[str, Any] = field(default_factory=dict)  # … of data.PartitionSpec
     rounds: int = 6
@@ -102,7 +102,8 @@ class ClientPlan:
         if plain["submodel"]:
             blocks = plain["submodel"]["blocks"]
             plain["submodel"] = Submodel(
-                tuple(Block(b["position"], b["content"], tuple(b["parts"]), b.get("streamed", False)) for b in blocks)
+                tuple(Block(b["position"], b["content"], tuple(b["parts"]), b.get("streamed", False)) for b in blocks),
+                plain["submodel"].get("width", 1.0),
             )
         return cls(**{**plain, "label_counts": tuple(plain["label_counts"])})
 

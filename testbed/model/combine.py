@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,13 +44,16 @@ def _mean(name: str, value: Tensor, received: Sequence[Received]) -> Tensor:
     whole = 0
     for update in holders:
         part = update.read(name)
-        where = region(part, value, f"client {update.client}: {name}")
-        total[where] += part.tensor.to(torch.float64, copy=True).mul_(update.examples)
+        where = regions(part, value, f"client {update.client}: {name}")
+        weighted = part.tensor.to(torch.float64, copy=True).mul_(update.examples)
+        for there, here in where:
+            total[there] += weighted[here]
         if part.ranges is None:
             whole += update.examples
-        else:
-            weight = torch.zeros(value.shape, dtype=torch.float64) if weight is None else weight
-            weight[where] += update.examples
+            continue
+        weight = torch.zeros(value.shape, dtype=torch.float64) if weight is None else weight
+        for there, _ in where:
+            weight[there] += update.examples
     if weight is None:
         return total.div_(whole).to(value.dtype)
     weight += whole
@@ -59,15 +63,28 @@ def _mean(name: str, value: Tensor, received: Sequence[Received]) -> Tensor:
     return total.to(value.dtype)
 
 
-def region(part: Part, whole: Tensor, what: str) -> tuple[slice, ...]:
-    """Where a part lies in the whole tensor.  Raises WireError, beginning with `what`, when it does not fit."""
+Box = tuple[slice, ...]
+
+
+def regions(part: Part, whole: Tensor, what: str) -> list[tuple[Box, Box]]:
+    """Where a part lies in the whole tensor, and which of its own elements lie there: one box, or more around ends.
+
+    No two boxes share an element.  Raises WireError, beginning with `what`, when the part does not fit.
+    """
+    if not part.fits(whole.shape):
+        raise WireError(f"{what} has the shape {tuple(part.tensor.shape)} for {part.ranges} of {tuple(whole.shape)}")
     ranges = part.ranges if part.ranges is not None else tuple((0, size) for size in whole.shape)
-    inside = len(ranges) == whole.dim() and all(
-        0 <= start <= stop <= size for (start, stop), size in zip(ranges, whole.shape, strict=True)
-    )
-    if not inside or tuple(part.tensor.shape) != tuple(stop - start for start, stop in ranges):
-        raise WireError(f"{what} has the shape {tuple(part.tensor.shape)} for {ranges} of {tuple(whole.shape)}")
-    return tuple(slice(start, stop) for start, stop in ranges)
+    axes = [_stretches(*edges, size) for edges, size in zip(ranges, whole.shape, strict=True)]
+    return [(tuple(there for there, _ in box), tuple(here for _, here in box)) for box in product(*axes)]
+
+
+def _stretches(start: int, stop: int, size: int) -> list[tuple[slice, slice]]:
+    """[start, stop) on an axis, cut where it goes around the end: where it lies, and which of its elements that is."""
+    first = min(stop, size) - start
+    stretches = [(slice(start, start + first), slice(0, first))]
+    if stop > size:
+        stretches.append((slice(0, stop - size), slice(first, stop - start)))
+    return stretches
 
 
 def state_hash(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> str:

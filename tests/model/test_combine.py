@@ -54,6 +54,26 @@ def test_slices_are_averaged_over_their_holders():
     assert mean.tolist() == [[2, 2, -1, -1], [5, 5, 6, 6], [6, 6, 6, 6]]
 
 
+def test_slices_that_go_on_around_the_end_of_an_axis():
+    current = {"w": torch.full((3, 4), -1.0)}
+    corners = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    received = [
+        Sent(0, 1, {"w": Part(corners, ((2, 4), (3, 5)))}),
+        Sent(1, 3, {"w": Part(torch.full((1, 4), 5.0), ((2, 3), (0, 4)))}),
+    ]
+    mean = weighted_mean(current, received)["w"]
+    assert mean.tolist() == [[4, -1, -1, 3], [-1, -1, -1, -1], [4.25, 5, 5, 4]]
+
+
+@pytest.mark.parametrize("ranges", [((0, 3), (0, 4)), ((1, 4), (3, 7)), ((2, 5), (2, 6))])
+def test_a_whole_tensor_turned_around_is_every_element_once(ranges):
+    value = torch.arange(12.0).view(3, 4)
+    turned = value.roll([-start for start, _ in ranges], (0, 1))
+    received = [Sent(client, 2, {"w": Part(turned, ranges)}) for client in range(2)]
+    check_update({"w": value}, received[0])
+    assert torch.equal(weighted_mean({"w": torch.zeros(3, 4)}, received)["w"], value)
+
+
 def test_the_type_stays_and_equal_updates_change_nothing():
     value = torch.randn(50).to(torch.bfloat16)
     mean = weighted_mean({"w": value}, [Sent(client, client + 1, {"w": Part(value)}) for client in range(5)])
@@ -72,7 +92,10 @@ def check_update(current, update):
     [
         Part(torch.zeros(3)),
         Part(torch.zeros(2), ((0, 3),)),
-        Part(torch.zeros(2), ((3, 5),)),
+        Part(torch.zeros(2), ((4, 6),)),
+        Part(torch.zeros(5), ((3, 8),)),
+        Part(torch.zeros(1), ((3, 5),)),
+        Part(torch.zeros(0), ((5, 5),)),
         Part(torch.zeros(2), ((-1, 1),)),
         Part(torch.zeros(2), ()),
     ],
