@@ -70,6 +70,7 @@ def _rows(batch: Batch, samples: int, seed: int) -> Tensor:
     """Places (in the flattened batch) of the tokens to look at."""
     import torch
 
+    assert batch.attention_mask is not None  # texts only
     places = batch.attention_mask.flatten().nonzero().squeeze(1)
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
     return places[order[:samples].sort().values]

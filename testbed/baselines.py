@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from testbed.method import SEQUENCE_CLASSIFICATION
+from testbed.method import CAUSAL_LM, IMAGE_CLASSIFICATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -98,19 +98,19 @@ def _counted(examples: Iterable[Example]) -> Iterator[int]:
 
 
 def _measure(dataset: DataSet, seed: int) -> tuple[Baseline, ...]:
-    if dataset.task == SEQUENCE_CLASSIFICATION:
-        return (
-            Baseline(MAJORITY_CLASS, majority_class(dataset)),
-            Baseline(BAG_OF_WORDS, bag_of_words(dataset, seed)),
-        )
-    loss, accuracy = unigram(dataset)
-    return (Baseline(UNIGRAM, accuracy, loss),)
+    if dataset.task == CAUSAL_LM:
+        loss, accuracy = unigram(dataset)
+        return (Baseline(UNIGRAM, accuracy, loss),)
+    majority = Baseline(MAJORITY_CLASS, majority_class(dataset))
+    if dataset.task == IMAGE_CLASSIFICATION:  # no words
+        return (majority,)
+    return (majority, Baseline(BAG_OF_WORDS, bag_of_words(dataset, seed)))
 
 
 def _key(dataset: DataSet) -> str:
     """Hash of the content and of the counted tokens: a causal LM's baseline depends on both."""
     digest = hashlib.sha256(dataset.sha256.encode())
-    if dataset.task != SEQUENCE_CLASSIFICATION:
+    if dataset.task == CAUSAL_LM:
         for examples in (dataset.train, dataset.held_out):
             digest.update(str(Counter(_counted(examples)).most_common()).encode())
         digest.update(str(dataset.vocabulary).encode())

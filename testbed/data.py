@@ -1,6 +1,6 @@
 """Load a data set, choose and tokenise its examples, and divide them among clients.
 
-    DataSpec ─► load_data ─► DataSet ─► split ─► Split
+    DataSpec ─► load_data ─► DataSet ─► split ─► Split            (images: load_images)
                                 │                  │
                                 └── shard(indices) ┘─► one safetensors file for each client (task.py)
 
@@ -20,15 +20,26 @@ from typing import TYPE_CHECKING, Any
 
 from testbed.data_sources import DOCSTRINGS, TEMPLATES, DataSpec, Row, read_rows
 from testbed.errors import DataError
-from testbed.method import CAUSAL_LM, SEQUENCE_CLASSIFICATION
-from testbed.partition import PARTITIONS, PartitionSpec, Split, divide
+from testbed.image_source import pixels_of, read_image_rows
+from testbed.method import CAUSAL_LM, IMAGE_CLASSIFICATION, SEQUENCE_CLASSIFICATION
+from testbed.partition import NATURAL, PARTITIONS, PartitionSpec, Split, divide
 from testbed.spelling import did_you_mean
-from testbed.task import TASKS, Example, Shard, shuffled
+from testbed.task import TASKS, Example, Scale, Shard, shuffled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["PARTITIONS", "DataSet", "DataSpec", "PartitionSpec", "Split", "check_same", "load_data", "split"]
+__all__ = [
+    "PARTITIONS",
+    "DataSet",
+    "DataSpec",
+    "PartitionSpec",
+    "Split",
+    "check_same",
+    "load_data",
+    "load_images",
+    "split",
+]
 
 HELD_OUT_SHARE = 0.1
 DOCSTRINGS_PER_CLASS = 1000
@@ -45,12 +56,13 @@ class DataSet:
     held_out: tuple[Example, ...]
     train_rows: tuple[Row, ...]
     held_out_rows: tuple[Row, ...]
-    vocabulary: int  # of the tokenizer
+    vocabulary: int  # of the tokenizer; 0 of images
     record: Mapping[str, Any]
+    scale: Scale | None = None  # of the training images
 
     @cached_property
     def sha256(self) -> str:
-        """Content hash of every text, with its prompt, label, id and side; the tokenizer has no part in it."""
+        """Content hash of every text or image, with its prompt, label, id and side; the tokenizer has no part in it."""
         digest = hashlib.sha256(self.task.encode())
         for side, rows in ((b"train", self.train_rows), (b"held out", self.held_out_rows)):
             digest.update(side)
@@ -68,10 +80,10 @@ class DataSet:
 
     def shard(self, indices: Sequence[int]) -> Shard:
         """One client's training examples."""
-        return Shard.of([self.train[i] for i in indices], self.task, len(self.classes))
+        return Shard.of([self.train[i] for i in indices], self.task, len(self.classes), self.scale)
 
     def held_out_shard(self) -> Shard:
-        return Shard.of(self.held_out, self.task, len(self.classes))
+        return Shard.of(self.held_out, self.task, len(self.classes), self.scale)
 
 
 def load_data(
@@ -98,11 +110,41 @@ def load_data(
     )
 
 
+def load_images(spec: DataSpec, shape: tuple[int, int, int], say: Callable[[str], None] = lambda _: None) -> DataSet:
+    """Read, choose and resize to `shape` (channels, height, width): that of the model's images.
+
+    What scales the pixels is taken from the training images.  Raises DataError with the way out when the data cannot
+    serve the task.
+    """
+    _check_spec(spec)
+    train, held_out = _chosen(spec, *read_image_rows(spec))
+    classes = _classes(spec, train, held_out)
+    train_examples = _image_examples(spec.name, train, classes, shape)
+    scale = Scale.of([example.pixels for example in train_examples if example.pixels is not None])
+    return DataSet(
+        task=spec.task,
+        classes=classes,
+        train=train_examples,
+        held_out=_image_examples(
+            spec.held_out if isinstance(spec.held_out, str) else spec.name, held_out, classes, shape
+        ),
+        train_rows=tuple(train),
+        held_out_rows=tuple(held_out),
+        vocabulary=0,
+        record={**_record(spec, classes, train, held_out, say), "image_shape": list(shape), **asdict(scale)},
+        scale=scale,
+    )
+
+
 def split(dataset: DataSet, partition: PartitionSpec, clients: int, seed: int) -> Split:
     """Divide the training examples among clients; the same seed gives the same shards.
 
     Raises DataError when there are too few examples, labels or ids, or a client would get nothing.
     """
+    if dataset.task == IMAGE_CLASSIFICATION and partition.kind == NATURAL:
+        raise DataError(
+            f"partition '{NATURAL}': images say of no user that they are theirs; use iid, dirichlet or label"
+        )
     return divide(dataset.train_rows, partition, clients, seed)
 
 
@@ -143,8 +185,14 @@ def _chosen(spec: DataSpec, train: list[Row], held_out: list[Row] | None) -> tup
     kept = _choose(train, per_class, spec.limit)
     judged = _choose(held_out, held_out_per_class, spec.held_out_limit)
     if not kept or not judged:
-        raise DataError(f"data {spec.name!r}: {len(kept)} texts to train on, {len(judged)} held out; both need some")
+        raise DataError(
+            f"data {spec.name!r}: {len(kept)} {_kind(spec)} to train on, {len(judged)} held out; both need some"
+        )
     return kept, judged
+
+
+def _kind(spec: DataSpec) -> str:
+    return "images" if spec.task == IMAGE_CLASSIFICATION else "texts"
 
 
 def _hold_out(spec: DataSpec, rows: list[Row]) -> tuple[list[Row], list[Row]]:
@@ -172,18 +220,19 @@ def _choose(rows: Sequence[Row], per_class: int | None, limit: int | None) -> li
 
 
 def _classes(spec: DataSpec, train: Sequence[Row], held_out: Sequence[Row]) -> tuple[str, ...]:
-    if spec.task != SEQUENCE_CLASSIFICATION:
+    if spec.task == CAUSAL_LM:
         return ()
     names = {row.label for row in train if row.label is not None}
     if len(names) < 2:
+        source = "the folders" if spec.task == IMAGE_CLASSIFICATION else "columns.label"
         raise DataError(
-            f"data {spec.name!r}: classification needs two classes or more, the training texts have only "
-            f"{sorted(names)}; check columns.label and the limits"
+            f"data {spec.name!r}: classification needs two classes or more, the training {_kind(spec)} have only "
+            f"{sorted(names)}; check {source} and the limits"
         )
     strange = {row.label for row in held_out if row.label is not None} - names
     if strange:
         raise DataError(
-            f"data {spec.name!r}: held-out classes {sorted(strange)[:5]} do not occur in the training texts"
+            f"data {spec.name!r}: held-out classes {sorted(strange)[:5]} do not occur in the training {_kind(spec)}"
         )
     return tuple(sorted(names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
 
@@ -243,18 +292,31 @@ def _closed(ids: Sequence[int], eos: int | None, length: int) -> list[int]:
     return [*ids[: length - 1], eos]
 
 
+# ── pixels ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def _image_examples(
+    name: str, rows: Sequence[Row], classes: Sequence[str], shape: tuple[int, int, int]
+) -> tuple[Example, ...]:
+    label_of = {own: label for label, own in enumerate(classes)}
+    return tuple(
+        Example(label=label_of[row.label or ""], pixels=pixels)
+        for row, pixels in zip(rows, pixels_of(name, rows, shape), strict=True)
+    )
+
+
+# ── what is recorded ───────────────────────────────────────────────────────────────────────────────────────────────
 def _record(
     spec: DataSpec, classes: Sequence[str], train: Sequence[Row], held_out: Sequence[Row], say: Callable[[str], None]
 ) -> dict[str, Any]:
     seen = {(row.prompt, row.text) for row in train}
     in_both = sum((row.prompt, row.text) in seen for row in held_out)
     if in_both:
-        say(f"{in_both} of {len(held_out)} held-out texts stand in the training data too, word for word")
+        exactly = "byte for byte" if spec.task == IMAGE_CLASSIFICATION else "word for word"
+        say(f"{in_both} of {len(held_out)} held-out {_kind(spec)} stand in the training data too, {exactly}")
     return {
         **asdict(spec),
         "classes": list(classes),
         "train_examples": len(train),
         "held_out_examples": len(held_out),
         "held_out_by": "module" if spec.name == DOCSTRINGS else spec.held_out or HELD_OUT_SHARE,
-        "held_out_texts_also_in_train": in_both,
+        f"held_out_{_kind(spec)}_also_in_train": in_both,
     }

@@ -12,10 +12,11 @@ from typing import Any
 
 from testbed.docstrings import load_docstrings
 from testbed.errors import DataError
-from testbed.method import SEQUENCE_CLASSIFICATION
+from testbed.method import IMAGE_CLASSIFICATION, SEQUENCE_CLASSIFICATION
 from testbed.spelling import did_you_mean
 
 DOCSTRINGS = "docstrings"
+DIGITS = "digits"
 HUB = "hf:"
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 ALPACA = "alpaca"
@@ -35,13 +36,15 @@ _ALPACA_OPENING = (
 class DataSpec:
     """Which data, and what of it: plain values, kept in the run's record.
 
-    name              "docstrings", a .jsonl, .csv or .parquet file, or "hf:OWNER/NAME[:CONFIGURATION]"
+    name              "docstrings", a .jsonl, .csv or .parquet file, or "hf:OWNER/NAME[:CONFIGURATION]"; of images
+                      "digits", or a folder with one folder of images for each class
     columns           our word (text, label, id; with a template: instruction, input, response) → the data's column
     template          "alpaca": causal LM on instruction data, loss on the response only
-    held_out          share of the rows, or a file, or (hub) a split's name; docstrings are held out by module
+    held_out          share of the rows, or a file (images: a folder), or (hub) a split's name; docstrings are held
+                      out by module
     per_class, limit  at most so many training examples, of each class and in all (docstrings: 1,000 per class)
     held_out_limit    at most so many held-out examples (docstrings: 100 per class)
-    length            tokens of an example at most, the closing token included
+    length            tokens of an example at most, the closing token included; no matter for images
     """
 
     name: str = DOCSTRINGS
@@ -57,7 +60,10 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Row:
-    """One text.  `prompt` comes before it and is never trained on; `label` and `id` may be missing."""
+    """One text.  `prompt` comes before it and is never trained on; `label` and `id` may be missing.
+
+    Or one image: `text` is the SHA-256 of its content, `id` where it stands.
+    """
 
     text: str
     prompt: str = ""
@@ -74,6 +80,12 @@ def read_rows(spec: DataSpec, cache_dir: Path, say: Callable[[str], None]) -> tu
         return _docstring_rows(spec, cache_dir, say)
     if spec.name.startswith(HUB):
         return _hub_rows(spec, say)
+    if spec.name == DIGITS or Path(spec.name).expanduser().is_dir():
+        raise DataError(
+            f"data {spec.name!r}: images are for the task '{IMAGE_CLASSIFICATION}', not for '{spec.task}': give "
+            f"--task {IMAGE_CLASSIFICATION}, or name texts: '{DOCSTRINGS}', a file ({', '.join(SUFFIXES)}) or "
+            f"'{HUB}OWNER/NAME'"
+        )
     train = list(_rows(spec, spec.name, _read_file(spec.name)))
     if not isinstance(spec.held_out, str):
         return train, None

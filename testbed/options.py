@@ -30,9 +30,10 @@ def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def data_settings(name: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Fields of DataSpec from `--data NAME` and `--data-set NAME=VALUE`."""
-    spec: dict[str, Any] = {"name": name, "columns": {}, "held_out_limit": HELD_OUT_LIMIT}
+def data_settings(name: str | None, texts: Sequence[str]) -> dict[str, Any]:
+    """Fields of DataSpec from `--data NAME` (None: the task's own data) and `--data-set NAME=VALUE`."""
+    named = {} if name is None else {"name": name}
+    spec: dict[str, Any] = {**named, "columns": {}, "held_out_limit": HELD_OUT_LIMIT}
     for word, value in pairs("--data-set", texts).items():
         if word in COLUMNS:
             spec["columns"][word] = value

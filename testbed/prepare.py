@@ -10,13 +10,15 @@ from typing import Any
 
 from testbed.baselines import BAG_OF_WORDS, MAJORITY_CLASS, UNIGRAM, baselines
 from testbed.cache import cache_folder
-from testbed.data import DataSet, Split, load_data, split
+from testbed.data import DataSet, Split, load_data, load_images, split
+from testbed.data_sources import DIGITS, DOCSTRINGS
 from testbed.environment import describe_environment
 from testbed.errors import ModelError, PlanError
 from testbed.fact_sheets import FactSheet, facts_of, outdated
 from testbed.inventory import Device, Inventory
-from testbed.method import Method, Workload
-from testbed.model.checkpoint import BaseModel, ContentStore
+from testbed.method import CAUSAL_LM, IMAGE_CLASSIFICATION, SEQUENCE_CLASSIFICATION, Method, Workload
+from testbed.model import blocks
+from testbed.model.checkpoint import BaseModel, ContentStore, read_config
 from testbed.model.footprint import Baseline
 from testbed.node.baseline import device_baseline
 from testbed.options import partition_of, spec_of
@@ -28,6 +30,17 @@ from testbed.store import RunRecord
 from testbed.task import Shard
 
 QUICKSTART = "quickstart"
+RESNET = "resnet"
+VIT = "vit"
+#: The models that come along: two are for images, and are configurations only.
+_BUNDLED = {
+    QUICKSTART: PACKAGE / QUICKSTART,
+    RESNET: PACKAGE / QUICKSTART / RESNET,
+    VIT: PACKAGE / QUICKSTART / VIT,
+}
+#: The model and the data that a task has when nobody says.
+_OWN_MODEL = {SEQUENCE_CLASSIFICATION: QUICKSTART, CAUSAL_LM: QUICKSTART, IMAGE_CLASSIFICATION: RESNET}
+_OWN_DATA = {SEQUENCE_CLASSIFICATION: DOCSTRINGS, CAUSAL_LM: DOCSTRINGS, IMAGE_CLASSIFICATION: DIGITS}
 
 
 @dataclass(frozen=True)
@@ -99,12 +112,12 @@ def prepare(
     """
     facts = facts if facts is not None else known_facts(inventory)
     method = restore_method(config.method, config.settings)
+    config, task, folder = _settled(config, method)
     store = ContentStore(cache_folder() / "content")
-    folder = model_folder(config.model)
     clients = len(place_clients(inventory))
-    data = load_data(spec_of(dict(config.data), config.task, config.length), tokenizer_of(folder), cache_folder(), say)
+    data = _load(config, task, folder, say)
     work = Workload(
-        task=config.task,
+        task=task,
         labels=max(2, len(data.classes)),
         batch_size=config.batch_size,
         length=config.length,
@@ -112,7 +125,7 @@ def prepare(
         holding=config.holding,
         checkpointing=config.checkpointing,
     )
-    base = BaseModel.open(folder, store, config.task, work.labels)
+    base = BaseModel.open(folder, store, task, work.labels)
     parts = split(data, partition_of(dict(config.partition)), clients, config.seed)
     shards = [data.shard(part) for part in parts.shards]
     baselines = {device.name: _baseline(device, facts, say) for device in inventory}
@@ -162,14 +175,31 @@ def known_facts(inventory: Inventory) -> dict[str, FactSheet]:
 
 
 def model_folder(name: str) -> Path:
-    """The Hugging Face folder of a base model: the one that comes along, or a path."""
-    folder = PACKAGE / QUICKSTART if name == QUICKSTART else Path(name).expanduser()
+    """The Hugging Face folder of a base model: one that comes along, or a path."""
+    folder = _BUNDLED.get(name, Path(name).expanduser())
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"model {name!r}: expected a folder with config.json and safetensors files, there is no "
             f"{folder / 'config.json'}; give the path of a model's folder, or leave --model out"
         )
     return folder
+
+
+def _settled(config: RunConfig, method: Method) -> tuple[RunConfig, str, Path]:
+    """The settings with nothing left open, their task, and the model's folder."""
+    task = config.task or method.default_task
+    model = config.model or _OWN_MODEL[task]
+    data = {**config.data, "name": config.data.get("name", _OWN_DATA[task])}
+    return dataclasses.replace(config, task=task, model=model, data=data), task, model_folder(model)
+
+
+def _load(config: RunConfig, task: str, folder: Path, say: Callable[[str], None]) -> DataSet:
+    """The data of a run, as its model takes them; raises ModelError for a model that is not for the task."""
+    spec = spec_of(dict(config.data), task, config.length)
+    model = blocks.skeleton(read_config(folder), task, 2, "float32")
+    if task == IMAGE_CLASSIFICATION:
+        return load_images(spec, blocks.image_shape(model.config), say)
+    return load_data(spec, tokenizer_of(folder), cache_folder(), say)
 
 
 def tokenizer_of(folder: Path) -> Any:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from testbed.task import TASKS
+
 if TYPE_CHECKING:
     from testbed.inventory import Device, Inventory
 
@@ -30,6 +32,23 @@ def inventory_options(command: Command) -> Command:
         help="The inventory; by default four emulated devices.",
     )
     return inventory(only(command))
+
+
+def learning_options(command: Command) -> Command:
+    """`--model`, `--task` and `--data` (as `data_name`): None where they are left to the method and its task."""
+    model = click.option(
+        "--model",
+        help="Folder of a Hugging Face model, or one that comes along: quickstart for texts; resnet or vit for images, "
+        "trained from scratch  [default: quickstart, for images resnet].",
+    )
+    task = click.option("--task", type=click.Choice(TASKS), help="What is learned  [default: the method's own task].")
+    data = click.option(
+        "--data",
+        "data_name",
+        help="Texts: docstrings, a .jsonl, .csv or .parquet file, or hf:OWNER/NAME on the Hugging Face hub.  Images: "
+        "digits, or a folder with one folder of images for each class  [default: docstrings, for images digits].",
+    )
+    return model(task(data(command)))
 
 
 def json_option(command: Command) -> Command:

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from testbed.commands._options import runs_option
-from testbed.method import CAUSAL_LM, HOLDINGS, SEQUENCE_CLASSIFICATION
+from testbed.commands._options import learning_options, runs_option
+from testbed.method import HOLDINGS
 from testbed.run import RunConfig
 
 _DEFAULT = {field.name: field.default for field in fields(RunConfig)}
@@ -32,20 +32,7 @@ def _number(name: str, kind: Any, text: str) -> Callable[[Any], Any]:
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the plan as JSON.")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was interrupted.")
 @runs_option
-@click.option("--model", default="quickstart", show_default=True, help="Folder of a Hugging Face model.")
-@click.option(
-    "--task",
-    type=click.Choice([SEQUENCE_CLASSIFICATION, CAUSAL_LM]),
-    default=SEQUENCE_CLASSIFICATION,
-    show_default=True,
-)
-@click.option(
-    "--data",
-    "data_name",
-    default="docstrings",
-    show_default=True,
-    help="docstrings, a .jsonl, .csv or .parquet file, or the name of a Hugging Face data set.",
-)
+@learning_options
 @click.option(
     "--data-set",
     "data_options",

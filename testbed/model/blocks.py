@@ -1,5 +1,6 @@
-"""Find embeddings, blocks, final norm and head of a transformer by its structure; sizes without weights.
+"""Find embeddings, blocks, final norm and head of a model by its structure; sizes without weights.
 
+The blocks of a transformer are its layers, those of a convolutional network its stages, which differ in shape.
 Everything here works on a skeleton: the Hugging Face model on the meta device, which allocates nothing.
 """
 
@@ -7,20 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import nn
 
 from testbed.errors import ModelError
-from testbed.method import ATTENTION, CAUSAL_LM, FEED_FORWARD, PARTS, SEQUENCE_CLASSIFICATION, Linear, ModelShape
+from testbed.method import (
+    ATTENTION,
+    CAUSAL_LM,
+    FEED_FORWARD,
+    IMAGE_CLASSIFICATION,
+    PARTS,
+    SEQUENCE_CLASSIFICATION,
+    Linear,
+    ModelShape,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel
 
-COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+#: float64 is for comparisons with another implementation.
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+_PIXELS = "pixel_values"
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,9 @@ class Anatomy:
 
     prefix: str  # name of the block list: "model.layers"
     blocks: nn.ModuleList
-    post_norm: bool  # the norms stand behind the residual sums (BERT), not before the parts (Llama)
+    post_norm: (
+        bool  # the norms stand behind the residual sums (BERT), not before the parts (Llama); of stages, no matter
+    )
 
 
 def configuration(config: Mapping[str, Any] | PreTrainedConfig, task: str, labels: int) -> PreTrainedConfig:
@@ -43,7 +60,7 @@ def configuration(config: Mapping[str, Any] | PreTrainedConfig, task: str, label
     if plain.get("quantization_config"):
         raise ModelError("the checkpoint is quantised (quantization_config): use the float32 or bfloat16 original")
     model_type = plain.pop("model_type", None)
-    if task == SEQUENCE_CLASSIFICATION:
+    if task != CAUSAL_LM:
         names = {str(index): f"LABEL_{index}" for index in range(labels)}
         plain |= {"id2label": names, "label2id": {name: int(index) for index, name in names.items()}}
         plain.pop("num_labels", None)
@@ -66,19 +83,25 @@ def _first_token(token: int | list[int] | None) -> int:
 def skeleton(config: Mapping[str, Any] | PreTrainedConfig, task: str, labels: int, dtype: str) -> PreTrainedModel:
     """The model for the task on the meta device.
 
-    Raises ModelError where there is no such model, and for types other than float32 and bfloat16.
+    Raises ModelError where there is no such model, and for types other than those of COMPUTE_DTYPES.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
     if dtype not in COMPUTE_DTYPES:
         raise ModelError(f"a model computes in {' or '.join(COMPUTE_DTYPES)}, not in {dtype!r}")
-    family = {CAUSAL_LM: AutoModelForCausalLM, SEQUENCE_CLASSIFICATION: AutoModelForSequenceClassification}[task]
+    family = {
+        CAUSAL_LM: AutoModelForCausalLM,
+        SEQUENCE_CLASSIFICATION: AutoModelForSequenceClassification,
+        IMAGE_CLASSIFICATION: AutoModelForImageClassification,
+    }[task]
     made = configuration(config, task, labels)
     try:
         with torch.device("meta"):
             model: PreTrainedModel = family.from_config(made, dtype=COMPUTE_DTYPES[dtype])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"no {task} model for type {made.model_type!r}: {error}") from error
+        none = "Unrecognized configuration class" in str(error)  # a list of every class that there is follows
+        reason = "transformers has none; choose another model or task" if none else str(error)
+        raise ModelError(f"no {task} model for type {made.model_type!r}: {reason}") from error
     if task == CAUSAL_LM and _bidirectional(model):
         raise ModelError(f"a {made.model_type!r} model sees the tokens it should predict: use it as a classifier")
     return model
@@ -92,9 +115,13 @@ def _bidirectional(model: nn.Module) -> bool:
 def find(model: PreTrainedModel) -> Anatomy:
     """Where the blocks are: the longest list of like modules with attention, outside any other such list.
 
+    An image model without attention has stages: its longest list of like modules.
     Raises ModelError where there is none, or more than one.
     """
-    found = [(name, module) for name, module in model.named_modules() if _is_block_list(module)]
+    lists = [(name, module) for name, module in model.named_modules() if _is_list_of_likes(module)]
+    found = [(name, module) for name, module in lists if _attention_names(module[0])]
+    if not found and model.main_input_name == _PIXELS:
+        found = lists
     outer = [(name, blocks) for name, blocks in found if not any(name.startswith(f"{other}.") for other, _ in found)]
     longest = max((len(blocks) for _, blocks in outer), default=0)
     best = [(name, blocks) for name, blocks in outer if len(blocks) == longest]
@@ -105,10 +132,8 @@ def find(model: PreTrainedModel) -> Anatomy:
     return Anatomy(prefix, blocks, post_norm=not norm_follows(model, prefix))
 
 
-def _is_block_list(module: nn.Module) -> bool:
-    if not isinstance(module, nn.ModuleList) or not len(module):
-        return False
-    return len({type(block) for block in module}) == 1 and bool(_attention_names(module[0]))
+def _is_list_of_likes(module: nn.Module) -> TypeGuard[nn.ModuleList]:
+    return isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
 
 
 def norm_follows(model: PreTrainedModel, prefix: str) -> bool:
@@ -142,12 +167,14 @@ def _attention_names(block: nn.Module) -> tuple[str, ...]:
 
 
 def part_names(block: nn.Module, *, post_norm: bool) -> dict[str, tuple[str, ...]]:
-    """Children of a block that make up its attention and its feed-forward part.
+    """Children of a block that make up its attention and its feed-forward part; none of a stage without attention.
 
     With norms behind the residual sums, a norm that stands on its own behind a part belongs to that part.
     Raises ModelError where the two cannot be told apart.
     """
     attention = _attention_names(block)
+    if not attention:
+        return {}
     forward = tuple(
         name
         for name, child in block.named_children()
@@ -170,8 +197,10 @@ def _with_norms(block: nn.Module, parts: dict[str, tuple[str, ...]]) -> dict[str
 
 
 def linears(block: nn.Module, *, post_norm: bool) -> tuple[Linear, ...]:
-    """The linear maps of a block, in the order of its modules."""
+    """The linear maps of a block, in the order of its modules; none of a block whose parts cannot be told apart."""
     parts = part_names(block, post_norm=post_norm)
+    if not parts:
+        return ()
     owner = {name: part for part in PARTS for name in parts[part]}
     return tuple(
         Linear(path, *sizes(module), owner[path.split(".")[0]])
@@ -193,7 +222,7 @@ def head_names(model: PreTrainedModel, anatomy: Anatomy, task: str) -> set[str]:
 
     Empty for a model whose output layer belongs to the pretrained model itself (a causal LM).
     """
-    if task != SEQUENCE_CLASSIFICATION:
+    if task == CAUSAL_LM:
         return set()
     modules = list(model.named_modules())
     last = max(index for index, (name, _) in enumerate(modules) if f"{name}.".startswith(f"{anatomy.prefix}."))
@@ -206,6 +235,35 @@ def head_names(model: PreTrainedModel, anatomy: Anatomy, task: str) -> set[str]:
         if name not in final_norms
         for own, _ in module.named_parameters(recurse=False)
     }
+
+
+def image_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model takes.
+
+    Raises ModelError where its configuration does not say their size (a convolutional network's need not).
+    """
+    size = getattr(config, "image_size", None)
+    if size is None:
+        raise ModelError(
+            f"the {config.model_type!r} model does not say what size of images it takes: put image_size into its "
+            'config.json ("image_size": 32)'
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return config.num_channels, height, width
+
+
+def stored_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a checkpoint holds (a batch norm's statistics), by name; others the configuration gives."""
+    stored = module.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name in stored}
+
+
+def fill_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy values into stored buffers, by name: training writes to them, and what was read may be held for others."""
+    own = stored_buffers(module)
+    with torch.no_grad():
+        for name, value in values.items():
+            own[name].copy_(value)
 
 
 def elements(module: nn.Module) -> int:
@@ -230,12 +288,12 @@ def shape_of(model: PreTrainedModel, config: Mapping[str, Any], stored_dtype: st
     """The same, from a skeleton that is there already and the names of the new head's parameters."""
     anatomy = find(model)
     parts = [part_names(block, post_norm=anatomy.post_norm) for block in anatomy.blocks]
-    text = model.config.get_text_config()
+    own = model.config.get_text_config()
     return ModelShape(
         architecture=model.config.model_type,
         config=config,
-        hidden=text.hidden_size,
-        vocabulary=text.vocab_size,
+        hidden=own.hidden_sizes[-1] if hasattr(own, "hidden_sizes") else own.hidden_size,
+        vocabulary=0 if model.main_input_name == _PIXELS else own.vocab_size,
         block_prefix=anatomy.prefix,
         blocks=tuple(linears(block, post_norm=anatomy.post_norm) for block in anatomy.blocks),
         block_elements=tuple(elements(block) for block in anatomy.blocks),

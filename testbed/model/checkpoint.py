@@ -1,5 +1,7 @@
 """A base model, block by block: a Hugging Face folder split once into content-addressed files.
 
+A folder of an image model may hold no weights: then they are drawn (testbed.model.image_weights), and kept likewise.
+
 Every block is one file whose tensors are named relative to the block, so that equal weights at different positions
 are one content; everything outside the blocks (embeddings, final norm, head) is another, with canonical names: those
 of the original full model, at the original position.
@@ -14,9 +16,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import ModelError
-from testbed.method import RESIDENT, ModelShape, Submodel
+from testbed.method import IMAGE_CLASSIFICATION, RESIDENT, ModelShape, Submodel
 from testbed.model import blocks, initial, tensorfile
 from testbed.model.content import ContentStore
+from testbed.model.image_weights import initial_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,7 +32,17 @@ if TYPE_CHECKING:
 
 __all__ = ["BaseModel", "ContentStore", "new_head"]
 
-_FORMAT = 1  # of the split and of its cache
+_FORMAT = 1  # of the split, of drawn weights and of the cache
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".ckpt"}
+_OLDER_VIT = {
+    "vit.layers.": "vit.encoder.layer.",
+    ".attention.q_proj.": ".attention.attention.query.",
+    ".attention.k_proj.": ".attention.attention.key.",
+    ".attention.v_proj.": ".attention.attention.value.",
+    ".attention.o_proj.": ".attention.output.dense.",
+    ".mlp.fc1.": ".intermediate.dense.",
+    ".mlp.fc2.": ".output.dense.",
+}
 _STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 
@@ -52,6 +65,7 @@ class BaseModel:
     def open(cls, folder: Path, store: ContentStore, task: str, labels: int) -> BaseModel:
         """Split a Hugging Face folder (config.json, model.safetensors or its shards) for a task.
 
+        An image model without any weights gets initial ones, the same for the same configuration.
         Holds a few MiB at a time; a folder that has not changed since is not read again.
         Raises ModelError naming the file that is missing, unreadable, quantised or not of the configured model.
         """
@@ -120,7 +134,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _cached_split(folder: Path, store: ContentStore, model: PreTrainedModel, task: str, labels: int) -> dict[str, Any]:
-    files = weight_files(folder)
+    drawn = task == IMAGE_CLASSIFICATION and not _has_weights(folder)
+    files = [] if drawn else weight_files(folder)
     cache = store.folder / f"split-{_key(folder, files, task, labels)}.json"
     try:
         split: dict[str, Any] = json.loads(cache.read_text(encoding="utf-8"))
@@ -128,11 +143,16 @@ def _cached_split(folder: Path, store: ContentStore, model: PreTrainedModel, tas
         split = {}
     if split and all(store.has(content) for content in [*split["blocks"], split["outside"]]):
         return split
-    split = _split(_Stored(folder, files, model.base_model_prefix), store, model, task)
+    split = _drawn(store, model, task) if drawn else _split(_Stored(folder, files, model), store, model, task)
     draft = cache.with_suffix(f".{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}")
     draft.write_text(json.dumps(split), encoding="utf-8")
     draft.replace(cache)
     return split
+
+
+def _has_weights(folder: Path) -> bool:
+    """Of whatever format: weights that cannot be read are no reason to draw others."""
+    return any(path.suffix in _WEIGHT_SUFFIXES or path.name.endswith(".index.json") for path in folder.iterdir())
 
 
 def _key(folder: Path, files: list[Path], task: str, labels: int) -> str:
@@ -166,6 +186,28 @@ def _split(found: _Stored, store: ContentStore, model: PreTrainedModel, task: st
     }
 
 
+def _drawn(store: ContentStore, model: PreTrainedModel, task: str) -> dict[str, Any]:
+    """The split of a model that has no weights yet; one block at a time is in memory."""
+    anatomy = blocks.find(model)
+    behind = blocks.head_names(model, anatomy, task)
+    named: dict[int | None, dict[str, str]] = defaultdict(dict)
+    for names, _ in wanted(model):
+        position, rest = blocks.place(anatomy.prefix, names[0])
+        named[position][rest] = names[0]
+    head = {name: list(model.get_parameter(name).shape) for name in named[None] if name in behind}
+    outside = {name: name for name in named[None] if name not in behind}
+
+    def put(names: Mapping[str, str]) -> str:
+        return tensorfile.put_tensors(store, {rest: initial_value(model, name) for rest, name in names.items()})
+
+    return {
+        "blocks": [put(named[position]) for position in range(len(anatomy.blocks))],
+        "outside": put(outside),
+        "head": head,
+        "stored_dtype": "float32",
+    }
+
+
 def wanted(model: PreTrainedModel) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
     """Every stored tensor of a model once: its names (several when tied, the first is the canonical one), its shape."""
     aliases: dict[int, list[str]] = defaultdict(list)
@@ -180,9 +222,10 @@ def wanted(model: PreTrainedModel) -> Iterator[tuple[tuple[str, ...], tuple[int,
 class _Stored:
     """The tensors of a checkpoint, found under the names that savers of several generations gave them."""
 
-    def __init__(self, folder: Path, files: list[Path], prefix: str) -> None:
+    def __init__(self, folder: Path, files: list[Path], model: PreTrainedModel) -> None:
         self.folder = folder
-        self.prefix = f"{prefix}."
+        self.prefix = f"{model.base_model_prefix}."
+        self.counters = {name for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
         self.tensors: dict[str, Entry] = {}
         for path in files:
             self.tensors |= {_modern(name): entry for name, entry in tensorfile.entries(path).items()}
@@ -192,7 +235,7 @@ class _Stored:
         found = [self.tensors[name] for name in self._candidates(names) if name in self.tensors]
         fitting = [entry for entry in found if entry.shape == shape]
         if fitting:
-            return _floating(fitting[0])
+            return fitting[0] if names[0] in self.counters else _floating(fitting[0])
         if optional:
             return None
         stored = f"it has the shape {found[0].shape}" if found else "it is not there"
@@ -204,14 +247,22 @@ class _Stored:
     def _candidates(self, names: tuple[str, ...]) -> Iterator[str]:
         """A bare model's checkpoint lacks the prefix that the task's model puts before its backbone."""
         for name in names:
-            yield name
-            yield name.removeprefix(self.prefix)
+            for known in (name, _older_vit(name)):
+                yield known
+                yield known.removeprefix(self.prefix)
 
 
 def _modern(name: str) -> str:
     """BERT's oldest checkpoints call a norm's weight and bias gamma and beta."""
     stem, _, last = name.rpartition(".")
     return f"{stem}.{ {'gamma': 'weight', 'beta': 'bias'}.get(last, last) }" if stem else name
+
+
+def _older_vit(name: str) -> str:
+    """Under which name a ViT's checkpoint has a tensor: savers keep those of transformers 4."""
+    for ours, theirs in _OLDER_VIT.items():
+        name = name.replace(ours, theirs)
+    return name
 
 
 def _floating(entry: Entry) -> Entry:

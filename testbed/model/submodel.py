@@ -285,7 +285,10 @@ def _cut_config(config: PreTrainedConfig, count: int, positions: tuple[int, ...]
 
 
 def _prune(module: nn.Module, block: Block, *, post_norm: bool) -> None:
-    for part, names in blocks.part_names(module, post_norm=post_norm).items():
+    parts = blocks.part_names(module, post_norm=post_norm)
+    if not parts and not block.whole:
+        raise ModelError(f"block {block.position} cannot be divided into attention and feed-forward: keep it whole")
+    for part, names in parts.items():
         if part not in block.parts:
             prune_part(module, names, attention=part == ATTENTION, post_norm=post_norm)
 
@@ -321,16 +324,22 @@ def _fill_outside(built: Built, path: Path, head: set[str]) -> dict[str, tuple[i
     places = _places(built.model)
     holding = RESIDENT if work.holding == STREAMED else work.holding
     read = built._source.read(path, holding, _dtype(work), work.accelerator, names=list(stored))  # noqa: SLF001 -- its maker
+    buffers, filled = blocks.stored_buffers(built.model).keys(), {}
     new = {}
     for names, shape in checkpoint.wanted(built.model):
         if blocks.place(built.prefix, names[0])[0] is not None:
             continue
         if names[0] in stored:
-            _put(places, names, _fitting(path, names[0], read[names[0]], shape))
+            value = _fitting(path, names[0], read[names[0]], shape)
+            if names[0] in buffers:
+                filled[names[0]] = value
+            else:
+                _put(places, names, value)
         elif names[0] in head:
             new[names[0]] = shape
         else:
             raise ModelError(f"{path} lacks {names[0]}: it is not the outside part of this model")
+    blocks.fill_buffers(built.model, filled)
     return new
 
 
@@ -374,9 +383,13 @@ def _fill_block(built: Built, block: Block, work: Workload) -> None:
     module = built.block_modules[block.position]
     stored = entries(path)
     wanted = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    wrong = [name for name, shape in wanted.items() if name not in stored or stored[name].shape != shape]
+    buffers = {name: tuple(buffer.shape) for name, buffer in blocks.stored_buffers(module).items()}
+    wrong = [name for name, shape in {**wanted, **buffers}.items() if name not in stored or stored[name].shape != shape]
     if wrong:
         raise ModelError(f"{path}: {wrong[0]} of block {block.position} is missing or has another shape")
+    if buffers:  # they are few and written to: never streamed or mapped
+        read = source.read(path, RESIDENT, _dtype(work), work.accelerator, names=list(buffers))
+        blocks.fill_buffers(module, read)
     places = _places(module)
     if work.holding != STREAMED and not block.streamed:
         read = source.read(path, work.holding, _dtype(work), work.accelerator, names=list(wanted))

@@ -21,10 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from testbed.method import CAUSAL_LM, Block, Outfit, Phase, Submodel, Workload
+from testbed.method import IMAGE_CLASSIFICATION, Block, Outfit, Phase, Submodel, Workload
 from testbed.model import blocks
 from testbed.model import submodel as building
-from testbed.task import Batch, logits
+from testbed.task import Batch, blank_batch, inputs, logits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -182,7 +182,7 @@ def kinds(phase: Phase, config: str, work: Workload) -> tuple[str, ...]:
 def _block_kinds(config: str, task: str, labels: int) -> tuple[str, ...]:
     """What distinguishes the blocks of a model: parameter shapes, and the kind of layer where the model has several."""
     model = blocks.skeleton(json.loads(config), task, labels, "float32")
-    listed = getattr(model.config.get_text_config(), "layer_types", None)
+    listed = vars(model.config.get_text_config()).get("layer_types")  # a ResNet's class names those that there are
     shapes: dict[str, int] = {}
     found = []
     for index, block in enumerate(blocks.find(model).blocks):
@@ -314,7 +314,7 @@ class _Sections:
 
 def _run(built: building.Built, passes: _Passes, counter: LiveBytes) -> _Sections:
     sections = _Sections(counter)
-    batch = _batch(passes)
+    batch = _batch(built, passes)
     with _watched(list(built.block_modules.values()), sections), counter:
         if not passes.backward:
             with torch.no_grad():
@@ -330,16 +330,12 @@ def _run(built: building.Built, passes: _Passes, counter: LiveBytes) -> _Section
 
 
 def _backbone(built: building.Built, batch: Batch) -> Any:
-    return built.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    return built.model.base_model(**inputs(built.model, batch))
 
 
-def _batch(passes: _Passes) -> Batch:
-    """A batch with padding, as batches of more than one text have; a single text needs none."""
-    size = (passes.batch_size, passes.length)
-    ids = torch.zeros(size, dtype=torch.int64)
-    mask = torch.ones(size, dtype=torch.int64) if passes.batch_size > 1 else None
-    labels = torch.zeros(size if passes.task == CAUSAL_LM else size[:1], dtype=torch.int64)
-    return Batch(ids, mask, labels)  # type: ignore[arg-type]  # None is how a model is told of no padding
+def _batch(built: building.Built, passes: _Passes) -> Batch:
+    shape = blocks.image_shape(built.model.config) if passes.task == IMAGE_CLASSIFICATION else ()
+    return blank_batch(passes.task, passes.batch_size, passes.length, shape)
 
 
 @contextmanager
