@@ -1,7 +1,7 @@
 # make demo   set up .venv, then run two methods on four emulated boards and compare them
 # make test   set up .venv with the developers' tools, then every check
 # make lock   write the locks from pyproject.toml, of nodes too (keeps versions that still fit; delete a lock to renew it)
-# make schema write the JSON Schemas of inventory files from testbed/config.py
+# make schema write the JSON Schemas of inventory and experiment files from the code
 # make clean  remove .venv and caches
 
 PYTHON ?= python3

@@ -33,6 +33,7 @@ __all__ = [
     "load_profile",
     "parse_bytes",
     "profile_schema",
+    "published",
 ]
 
 Value = TypeVar("Value")
@@ -229,15 +230,16 @@ def load_profile(path: Path) -> HardwareProfile:
 
 def json_schema() -> dict[str, Any]:
     """The published schema of the inventory file (inventory/schema.json), for editors."""
-    return _published("Inventory of the testbed", InventoryFile)
+    return published("Inventory of the testbed", InventoryFile)
 
 
 def profile_schema() -> dict[str, Any]:
     """The published schema of a hardware profile (inventory/profile.schema.json), for editors."""
-    return _published("Hardware profile of a board", ProfileFile)
+    return published("Hardware profile of a board", ProfileFile)
 
 
-def _published(title: str, model: type[FileModel]) -> dict[str, Any]:
+def published(title: str, model: type[FileModel]) -> dict[str, Any]:
+    """The JSON Schema of a file, as editors want it."""
     dialect = "https://json-schema.org/draft/2020-12/schema"
     return {"$schema": dialect, **model.model_json_schema(), "title": title}
 

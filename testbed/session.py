@@ -52,8 +52,9 @@ def start(method: str, *, dry_run: bool, as_json: bool, runs_dir: Path, **option
         print(json.dumps(plan_as_json(prepared), indent=2)) if as_json else console.print(plan_table(prepared))
         return
     console.print(plan_table(prepared))
-    folder = RunFolder.create(runs_dir, new_run_id(method), prepared.record())
-    _run(prepared, folder, console)
+    folder = new_folder(prepared, runs_dir)
+    with _told_how_to_go_on(folder, console):
+        run(prepared, folder, console)
 
 
 def settled(
@@ -82,10 +83,25 @@ def settled(
     return prepare(config, devices, lambda text: notes.print(text, style="dim"))
 
 
-def resume(runs_dir: Path, run: str) -> None:
+def new_folder(prepared: Prepared, runs_dir: Path, **marks: Any) -> RunFolder:
+    """The folder of a new run; `marks` stand in its configuration beside what decides the run."""
+    record = prepared.record()
+    record = replace(record, config={**record.config, **marks})
+    return RunFolder.create(runs_dir, new_run_id(prepared.config.method), record)
+
+
+def resume(runs_dir: Path, run_name: str) -> None:
     """Go on with a run from its last checkpoint; what a killed controller left on the devices is collected."""
-    console, notes = Console(), Console(stderr=True)
-    folder = RunFolder.open(runs_dir, run)
+    console = Console()
+    folder = RunFolder.open(runs_dir, run_name)
+    prepared = restored(folder)
+    with _told_how_to_go_on(folder, console):
+        run(prepared, folder, console)
+
+
+def restored(folder: RunFolder) -> Prepared:
+    """A run that was begun, as its folder settled it; raises UsageError for one that is finished or at work."""
+    notes = Console(stderr=True)
     if folder.status.state == FINISHED:
         raise UsageError(f"run {folder.run_id} is finished; show it with: testbed report {folder.run_id}")
     if folder.status.alive:
@@ -95,10 +111,20 @@ def resume(runs_dir: Path, run: str) -> None:
     facts = folder.record.inventory.get("facts") or {}
     prepared = prepare(config, inventory, lambda text: notes.print(text, style="dim"), facts)
     check_same(prepared.data, folder.config["data_hash"])
-    _run(replace(prepared, plan=Plan.from_json(folder.plan["clients"])), folder, console)
+    return replace(prepared, plan=Plan.from_json(folder.plan["clients"]))
 
 
-def _run(prepared: Prepared, folder: RunFolder, console: Console) -> None:
+@contextmanager
+def _told_how_to_go_on(folder: RunFolder, console: Console) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        console.print(f"go on with: testbed run-method --resume {folder.run_id}")
+        raise
+
+
+def run(prepared: Prepared, folder: RunFolder, console: Console) -> None:
+    """All that is left of a run, from its last checkpoint; raises what ended it, when its folder says so too."""
     watcher = make_watcher(console)
     folder.set_status(RUNNING)
     ended, error = FAILED, "the controller ended with an error of its own"
@@ -117,8 +143,6 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console) -> None:
     finally:
         watcher.run_ended(ended)  # first of all: it gives the terminal back
         folder.set_status(ended, error or None)
-        if ended != FINISHED:
-            console.print(f"go on with: testbed run-method --resume {folder.run_id}")
     console.print(f"run {folder.run_id} is in {folder.path}; show it again with: testbed report {folder.run_id}")
 
 

@@ -5,29 +5,37 @@ import json
 import pytest
 
 from testbed.config import json_schema, profile_schema
+from testbed.experiment_file import experiment_schema
 from testbed.package_data import data_folder
 
-PUBLISHED = {"schema.json": json_schema, "profile.schema.json": profile_schema}
+PUBLISHED = {
+    ("inventory", "schema.json"): json_schema,
+    ("inventory", "profile.schema.json"): profile_schema,
+    ("experiments", "schema.json"): experiment_schema,
+}
 
 
-def text_of(name):
-    return json.dumps(PUBLISHED[name](), indent=2) + "\n"
+def text_of(folder, name):
+    return json.dumps(PUBLISHED[folder, name](), indent=2) + "\n"
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_schema_is_up_to_date(name):
-    published = (data_folder("inventory") / name).read_text(encoding="utf-8")
-    assert published == text_of(name), "run `make schema`"
+@pytest.mark.parametrize(("folder", "name"), PUBLISHED)
+def test_published_schema_is_up_to_date(folder, name):
+    published = (data_folder(folder) / name).read_text(encoding="utf-8")
+    assert published == text_of(folder, name), "run `make schema`"
 
 
-@pytest.mark.parametrize("pattern", ["*.yaml", "profiles/*.yaml"])
-def test_every_shipped_file_names_its_schema_for_editors(pattern):
-    for file in data_folder("inventory").glob(pattern):
+@pytest.mark.parametrize(
+    ("folder", "pattern"), [("inventory", "*.yaml"), ("inventory", "profiles/*.yaml"), ("experiments", "*.yaml")]
+)
+def test_every_shipped_file_names_its_schema_for_editors(folder, pattern):
+    for file in data_folder(folder).glob(pattern):
         first = file.read_text(encoding="utf-8").splitlines()[0]
         assert first.startswith("# yaml-language-server: $schema=")
         assert (file.parent / first.rpartition("=")[2]).is_file()
 
 
 if __name__ == "__main__":
-    for published_name in PUBLISHED:
-        (data_folder("inventory") / published_name).write_text(text_of(published_name), encoding="utf-8")
+    for published_folder, published_name in PUBLISHED:
+        path = data_folder(published_folder) / published_name
+        path.write_text(text_of(published_folder, published_name), encoding="utf-8")

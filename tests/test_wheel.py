@@ -54,6 +54,7 @@ def test_the_wheel_holds_code_methods_and_data_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"testbed", "methods"}
     assert "testbed/package_data/inventory/emulated.yaml" in names
+    assert "testbed/package_data/experiments/quickstart.yaml" in names
     assert "testbed/package_data/inventory/profiles/jetson_nano_4gb.yaml" in names
     assert "testbed/py.typed" in names
 

@@ -1,0 +1,388 @@
+"""`testbed experiment`: which cells there are, how they are told apart, and what is run of them."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from testbed import session
+from testbed.cli import main
+from testbed.errors import ConfigError, UsageError
+from testbed.experiment import load_experiment
+from testbed.experiment_cells import DONE, FAILED, LOCKS, NEW, RUNNING, UNFINISHED, run_cells, standings
+from testbed.experiment_file import RunOptions
+from testbed.experiment_tables import outcome_to_json, print_outcome
+from testbed.package_data import data_folder
+from testbed.run import RunConfig
+from testbed.run_record import FINISHED, INTERRUPTED
+from testbed.store import RunFolder
+from tests.run_records import add_rounds, record
+from tests.tiny_lab import INVENTORY, make_lab
+
+TWO = """\
+name: two
+seeds: [0, 1]
+methods:
+  lora: {}
+  fedpruner at random: {method: fedpruner, set: {selection: random}, run: {rounds: 10}}
+run: {rounds: 20, learning_rate: 2e-3}
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Writes an experiment's file and reads it."""
+
+    def write(text: str, name: str = "two.yaml"):
+        (tmp_path / name).write_text(text)
+        return load_experiment(tmp_path / name)
+
+    return write
+
+
+def identities(experiment):
+    return [cell.identity for cell in experiment.cells]
+
+
+def finished_run(runs_dir, cell, run="lora-20260314-150926-5f3a", accuracy=0.5, state=FINISHED):
+    """A run folder that is this cell's, as one pass would have left it."""
+    base = record(cell.config.method, seed=cell.seed)
+    mark = {"cell": cell.identity, "label": cell.label, "name": "two"}
+    folder = RunFolder.create(runs_dir, run, replace(base, config={**base.config, "experiment": mark}))
+    add_rounds(folder, [accuracy])
+    folder.set_status(state)
+    return folder
+
+
+def silent():
+    return Console(file=io.StringIO(), width=200, color_system=None)
+
+
+# ── the matrix ──────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_every_method_comes_with_one_seed_before_any_with_the_next(experiment):
+    cells = experiment(TWO).cells
+    assert [cell.title for cell in cells] == [
+        "lora, seed 0",
+        "fedpruner at random, seed 0",
+        "lora, seed 1",
+        "fedpruner at random, seed 1",
+    ]
+    lora, pruner, *_ = cells
+    assert (lora.config.rounds, pruner.config.rounds) == (20, 10)
+    assert pruner.config.method == "fedpruner"
+    assert pruner.config.settings["selection"] == "random"
+    assert pruner.config.settings["granularity"] == "block"
+    assert lora.config.learning_rate == 0.002
+    assert len(set(identities(experiment(TWO)))) == 4
+
+
+def test_what_there_are_several_of_is_part_of_the_title(experiment, tmp_path):
+    (tmp_path / "lab.yaml").write_text(INVENTORY)
+    more = 'inventories: [default, lab.yaml]\ndata: [docstrings, {name: "hf:a/b", text: body}]\n'
+    cells = experiment(TWO + more).cells
+    assert len(cells) == 16
+    assert cells[-1].title == "fedpruner at random, lab.yaml, hf:a/b, seed 1"
+    assert [device.name for device in cells[-1].inventory] == ["large", "small"]
+    assert cells[-1].config.data["columns"] == {"text": "body"}
+
+
+def test_a_run_of_the_command_line_with_the_same_words_has_the_same_configuration(experiment):
+    text = "name: a\nmethods: {lora: {set: {rank: 4, targets: [q_proj, v_proj]}}}\n"
+    run = "run: {rounds: 3, partition: 'dirichlet:0.5', no_cap: true, task: causal_lm}\n"
+    (cell,) = experiment(text + run + "data: [{name: docstrings, limit: 9}]").cells
+    assert cell.config == RunConfig(
+        method="lora",
+        settings={**cell.config.settings, "rank": 4, "targets": ("q_proj", "v_proj")},
+        task="causal_lm",
+        rounds=3,
+        partition={"kind": "dirichlet", "alpha": 0.5},
+        capped=False,
+        data={"name": "docstrings", "columns": {}, "held_out_limit": 400, "limit": 9},
+    )
+
+
+def test_every_setting_of_a_run_can_stand_in_the_file():
+    elsewhere = {"method", "settings", "model", "data", "seed"}
+    known = {field.name for field in fields(RunConfig)} - elsewhere
+    assert set(RunOptions.model_fields) == known - {"capped"} | {"no_cap"}
+
+
+def test_only_selects_by_label(experiment):
+    two = experiment(TWO)
+    assert [cell.title for cell in two.only(["lora"]).cells] == ["lora, seed 0", "lora, seed 1"]
+    with pytest.raises(UsageError, match='there is no label "lroa"; did you mean "lora"'):
+        two.only(["lroa"])
+
+
+def test_every_experiment_that_comes_along_can_be_read_by_its_name():
+    first_lines = {file: file.read_text().partition("\n")[0] for file in data_folder("experiments").glob("*.yaml")}
+    experiments = [file for file, line in first_lines.items() if line.endswith("$schema=schema.json")]
+    assert "quickstart" in [file.stem for file in experiments]
+    for file in experiments:
+        assert load_experiment(Path(file.stem)) == load_experiment(file)
+
+
+# ── what tells cells apart ──────────────────────────────────────────────────────────────────────────────────────────
+def test_a_label_the_name_and_an_order_tell_no_cells_apart(experiment):
+    other = (
+        "name: other\nmethods:\n  at random: {run: {rounds: 10}, set: {selection: random}, method: fedpruner}\n"
+        "  plain: {method: lora}\nseeds: [1, 0]\nrun: {learning_rate: 0.002, rounds: 20}\n"
+    )
+    assert sorted(identities(experiment(other, "other.yaml"))) == sorted(identities(experiment(TWO)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("lora: {}", "lora: {set: {rank: 4}}", 2),
+        ("rounds: 10", "rounds: 11", 2),
+        ("rounds: 20", "rounds: 21", 2),
+        ("2e-3", "3e-3", 4),
+        ("[0, 1]", "[0, 2]", 2),
+        ("seeds", "models: [./base]\nseeds", 4),
+        ("seeds", "inventories: [lab.yaml]\nseeds", 4),
+        ("lora: {}", "lora: {set: {rank: 16}}", 0),  # the default
+    ],
+)
+def test_a_change_changes_the_cells_that_it_is_about(experiment, tmp_path, old, new, changed):
+    (tmp_path / "lab.yaml").write_text(INVENTORY)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    before, after = identities(experiment(TWO)), identities(experiment(TWO.replace(old, new)))
+    assert sum(cell not in before for cell in after) == changed
+
+
+def test_content_counts_and_not_where_it_stands(experiment, tmp_path):
+    data = TWO + "data: [{name: %s, held_out: held.csv}]\nmodels: [./%s]\ninventories: [%s]\n"
+    for folder, weights, rows in (("a", "w", "{}"), ("b", "w", "{}"), ("c", "v", "{}"), ("d", "w", '{"x": 1}')):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.safetensors").write_text(weights)
+        (tmp_path / folder / "data.jsonl").write_text(rows)
+        (tmp_path / folder / "lab.yaml").write_text(INVENTORY)
+    (tmp_path / "held.csv").write_text("text,label\n")
+    a, b, c, d = (
+        identities(experiment(data % (f"{folder}/data.jsonl", folder, f"{folder}/lab.yaml"), f"{folder}.yaml"))
+        for folder in "abcd"
+    )
+    assert a == b
+    assert not set(a) & set(c)
+    assert not set(a) & set(d)
+
+
+def test_identities_are_those_of_another_process(experiment, tmp_path):
+    (tmp_path / "lab.yaml").write_text(INVENTORY.replace("[big]", "[big, one, two, three, four]"))
+    here = identities(experiment(TWO + "inventories: [lab.yaml]\n"))
+    words = [sys.executable, "-m", "testbed", "experiment", str(tmp_path / "two.yaml"), "--dry-run", "--json"]
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [cell["hash"] for cell in json.loads(done.stdout)["cells"]] == here
+
+
+# ── wrong files ─────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("methods:", "mehtods:", 'mehtods: unknown key; did you mean "methods"'),
+        ("name: two\n", "", "name: expected a name, got nothing"),
+        ("method: fedpruner", "mehtod: fedpruner", 'methods.fedpruner at random.mehtod: unknown key; did you mean "me'),
+        ("method: fedpruner", "method: fedpurner", 'there is no method "fedpurner"; did you mean "fedpruner"'),
+        ("lora: {}", "lora:", "methods.lora: expected a mapping"),
+        ("lora: {}", "lora: {set: {rnak: 4}}", 'methods.lora.set: method lora has no setting "rnak"; did you mean'),
+        ("lora: {}", "lora: {set: {rank: four}}", 'lora.set: method lora: rank: expected a whole number, got "four"'),
+        ("rounds: 10", "ronuds: 10", 'methods.fedpruner at random.run.ronuds: unknown key; did you mean "rounds"'),
+        ("rounds: 10", "rounds: 0", "methods.fedpruner at random.run: rounds=0: expected at least 1"),
+        ("rounds: 20", "rounds: 0", "two.yaml: run: rounds=0: expected at least 1"),
+        ("rounds: 20", "rounds: ten", 'run.rounds: expected a whole number, got "ten"'),
+        ("2e-3", "much", 'run.learning_rate: expected a number, got "much"'),
+        ("rounds: 20", "schedule: cosnie", 'run.schedule: expected one of cosine, constant, got "cosnie"'),
+        ("rounds: 20", "partition: idd", 'run: --partition idd: did you mean "iid"'),
+        ("[0, 1]", "[0, 0]", "seeds: expected a list of different whole numbers from 0, got [0, 0]"),
+        ("seeds", "data: [{name: x, txet: y}]\nseeds", 'data[0].txet: unknown key; did you mean "text"'),
+        ("seeds", "data: [nowhere.csv]\nseeds", 'data[0].name: expected a file or folder, got "nowhere.csv": there'),
+        ("seeds", "data: [{name: x, held_out: [1]}]\nseeds", "data[0].held_out: expected a share between 0 and 1, a"),
+        ("seeds", "models: [./nowhere]\nseeds", 'models[0]: expected a model\'s folder, got "./nowhere": there is no'),
+        ("seeds", "inventories: [nowhere.yaml]\nseeds", 'inventories[0]: expected an inventory, got "nowhere.yaml"'),
+    ],
+)
+def test_a_wrong_file_is_told_by_file_key_and_what_was_expected(experiment, old, new, message):
+    assert old in TWO
+    with pytest.raises(ConfigError) as error:
+        experiment(TWO.replace(old, new))
+    assert "two.yaml: " in str(error.value)
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) <= 2
+
+
+# ── where cells stand ───────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_run_is_found_by_its_cell_and_the_farthest_counts(experiment, tmp_path):
+    lora, pruner, second, other = experiment(TWO).cells
+    finished_run(tmp_path / "runs", lora, "lora-20260101-000000-0000")
+    finished_run(tmp_path / "runs", lora, "lora-20260201-000000-0000", state=INTERRUPTED)
+    finished_run(tmp_path / "runs", pruner, "fedpruner-20260101-000000-0000", state=INTERRUPTED)
+    RunFolder.create(tmp_path / "runs", "lora-20260301-000000-0000", record())  # of no experiment
+    (tmp_path / "runs" / "lora-20260301-000000-0000" / "config.json").write_text("damaged")
+    running = finished_run(tmp_path / "runs", other, "fedpruner-20260201-000000-0000")
+    running.set_status("running")
+    found = standings([lora, pruner, second, other], tmp_path / "runs")
+    assert [standing.state for standing in found] == [DONE, UNFINISHED, NEW, RUNNING]
+    assert [standing.run.run_id for standing in found if standing.run] == [
+        "lora-20260101-000000-0000",
+        "fedpruner-20260101-000000-0000",
+        "fedpruner-20260201-000000-0000",
+    ]
+
+
+def test_dry_run_tells_the_cells_and_touches_nothing(experiment, tmp_path, capsys):
+    two = experiment(TWO)
+    runs = tmp_path / "runs"
+    finished_run(runs, two.cells[0])
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["experiment", str(two.path), "--dry-run", "--runs", str(runs), "--only", "lora"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["lora,", "seed", "0", DONE, "lora-20260314-150926-5f3a", two.cells[0].identity[:12]]
+    assert lines[2].split()[3] == NEW
+    assert len(lines) == 3
+    assert main(["experiment", str(two.path), "--dry-run", "--runs", str(tmp_path / "none")]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# ── what is run ─────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture
+def begun(monkeypatch):
+    """The runs that were begun or gone on with; in place of running, a run is marked finished."""
+    found = []
+
+    def begin(prepared, folder, console):
+        found.append(folder.run_id)
+        folder.set_status(FINISHED)
+
+    monkeypatch.setattr(session, "run", begin)
+    monkeypatch.setattr(session, "restored", lambda folder: None)
+    return found
+
+
+def test_done_cells_are_skipped_and_unfinished_ones_gone_on_with(experiment, tmp_path, begun):
+    two = experiment(TWO).only(["lora"])
+    finished_run(tmp_path, two.cells[0], "lora-20260101-000000-0000")
+    finished_run(tmp_path, two.cells[1], "lora-20260201-000000-0000", state=INTERRUPTED)
+    ended = run_cells(two, tmp_path, silent())
+    assert [standing.state for standing in ended] == [DONE, DONE]
+    assert begun == ["lora-20260201-000000-0000"]
+    run_cells(two, tmp_path, silent())
+    assert len(begun) == 1
+
+
+def test_a_cell_that_another_process_is_at_is_left_alone(experiment, tmp_path, begun):
+    two = experiment(TWO).only(["lora"])
+    for number, cell in enumerate(two.cells):
+        finished_run(tmp_path, cell, f"lora-20260101-00000{number}-0000", state=INTERRUPTED)
+    (tmp_path / LOCKS).mkdir()
+    with (tmp_path / LOCKS / two.cells[0].identity).open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ended = run_cells(two, tmp_path, console := silent())
+    assert [standing.state for standing in ended] == [RUNNING, DONE]
+    assert begun == ["lora-20260101-000001-0000"]
+    assert "another process is running it" in console.file.getvalue()
+
+
+def test_the_outcome_has_every_method_over_its_seeds(experiment, tmp_path):
+    two = experiment(TWO)
+    lora, pruner, second, other = two.cells
+    finished_run(tmp_path, lora, "lora-20260101-000000-0000", accuracy=0.5)
+    finished_run(tmp_path, second, "lora-20260201-000000-0000", accuracy=0.6)
+    finished_run(tmp_path, pruner, "fedpruner-20260201-000000-0000", accuracy=0.4)
+    ended = standings(two.cells, tmp_path)
+    ended[-1] = replace(ended[-1], state=FAILED, error="no client can take part")
+    print_outcome(ended, console := silent())
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["lora", "2", "of", "2", "0.550", "0.071", "1.000", "0.000"] in lines
+    assert ["fedpruner", "at", "random", "1", "of", "2", "0.400", "–", "1.000", "–"] in lines
+    assert f"failed: {other.title}: no client can take part".split() in lines
+    content = json.loads(outcome_to_json(two, ended))
+    assert [row["accuracy_deviation"] for row in content["rows"]] == [pytest.approx(0.0707, abs=1e-4), None]
+    assert [cell["state"] for cell in content["cells"]] == [DONE, DONE, DONE, FAILED]
+    assert len(content["runs"]) == 3
+
+
+def test_seeds_are_no_unfairness_but_what_differs_between_methods_is(experiment, tmp_path):
+    two = experiment(TWO)
+    for number, cell in enumerate(two.cells):
+        run = f"{cell.config.method}-20260101-00000{number}-0000"
+        folder = finished_run(tmp_path, cell, run)
+        config = {**folder.config, "rounds": cell.config.rounds, "data_hash": f"{cell.seed}"}
+        (folder.path / "config.json").write_text(json.dumps(config))
+    content = json.loads(outcome_to_json(two, standings(two.cells, tmp_path)))
+    assert content["fairness"] == ["rounds: lora 20, fedpruner at random 10"]
+
+
+# ── as a user meets it ──────────────────────────────────────────────────────────────────────────────────────────────
+LAB = """\
+name: tiny
+inventories: [lab.yaml]
+models: [./model]
+data: [{name: data.jsonl, text: body, label: kind}]
+methods: {lora: {}}
+run: {length: 16, rounds: 2, steps: 2, evaluate_every: 1, learning_rate: 0.02}
+"""
+ONE_DEVICE = """\
+defaults: {kind: emulated, profile: raspberry_pi_5_4gb}
+devices: {only: {budget: {memory: "640 MiB"}}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.cgroup
+@pytest.mark.timeout(600)  # two whole passes
+def test_an_interrupted_experiment_is_gone_on_with_and_a_cell_that_fails_stops_no_other(tmp_path):
+    lab = make_lab(tmp_path)
+    (lab / "lab.yaml").write_text(ONE_DEVICE)
+    (lab / "poor.yaml").write_text(ONE_DEVICE.replace("640 MiB", "80 MiB"))
+    (lab / "tiny.yaml").write_text(LAB)
+    words = [sys.executable, "-m", "testbed", "experiment", "tiny.yaml"]
+    how = {
+        "env": {**os.environ, "TESTBED_CACHE": str(lab / "cache"), "COLUMNS": "200"},
+        "cwd": lab,
+        "text": True,
+        "stderr": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+    }
+
+    with subprocess.Popen(words, **how) as process:  # Ctrl-C in the first cell
+        while not list(lab.glob("runs/lora-*/rounds.jsonl")) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        said, complaints = process.communicate()
+    assert process.returncode == 130, complaints
+    assert "cell 1 of 1: lora, seed 0" in said
+    assert "go on with: testbed experiment tiny.yaml --runs runs" in said
+    assert "Traceback" not in complaints
+    (first,) = lab.glob("runs/lora-*")
+    assert json.loads((first / "status.json").read_text())["state"] == INTERRUPTED
+
+    more = LAB.replace("lora: {}", "lora: {}, low: {method: lora, set: {rank: 2}}")
+    (lab / "tiny.yaml").write_text(more.replace("[lab.yaml]", "[poor.yaml, lab.yaml]"))
+    done = subprocess.run([*words, "--json"], check=False, **how)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    cells = json.loads(done.stdout)["cells"]
+    (second,) = set(lab.glob("runs/lora-*")) - {first}
+    assert [(cell["state"], cell["run"]) for cell in cells] == [
+        (FAILED, None),
+        (FAILED, None),
+        (DONE, first.name),
+        (DONE, second.name),
+    ]
+    assert "no device can take part in this run" in cells[0]["error"]
+    assert json.loads((first / "status.json").read_text())["state"] == FINISHED
+    assert json.loads((second / "config.json").read_text())["settings"]["rank"] == 2
