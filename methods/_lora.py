@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
 from testbed.errors import UsageError
@@ -110,10 +111,14 @@ class LoraMethod(Method):
 
     def train_on(self, workplace: Workplace, built: Built, tensors: Mapping[str, Tensor], **scalars: object) -> Update:
         """The same on a model that is built already."""
+        self.mount(built, tensors)
+        return self.train_in("train", workplace, built, **scalars)
+
+    def train_in(self, phase: str, workplace: Workplace, built: Built, **scalars: object) -> Update:
+        """The same, in a phase of that name, on a model on which everything is mounted already."""
         from testbed.node.training import local_steps, update_of
 
-        self.mount(built, tensors)
-        workplace.phase("train")
+        workplace.phase(phase)
         trained = local_steps(workplace, built)
         return update_of(workplace, built.trainable(), trained, **scalars)
 
@@ -126,3 +131,8 @@ def tensors_of(state: State, shape: ModelShape, positions: Sequence[int]) -> dic
         for name, tensor in state.tensors.items()
         if name.startswith(kept) or not name.startswith(f"{shape.block_prefix}.")
     }
+
+
+def random_positions(blocks: int, count: int, key: str) -> list[int]:
+    """`count` of the positions 0…blocks - 1 in their order, each subset as likely as another; the same for one key."""
+    return sorted(Random(key).sample(range(blocks), count))

@@ -163,8 +163,8 @@ def _text(config: Mapping[str, Any]) -> str:
 def kinds(phase: Phase, config: str, work: Workload) -> tuple[str, ...]:
     """A word for each block of the phase; blocks with the same word allocate alike.
 
-    The first two, and the first that is trained, have words of their own: below that nothing needs a gradient, and
-    what goes into the very first block stays (a block's input is let go of while the next one runs).
+    The first two, and the first two that are trained, have words of their own: below those nothing needs a gradient,
+    and what goes into the very first block stays (a block's input is let go of while the next one runs).
     """
     known = _block_kinds(config, work.task, work.labels)
     words = []
@@ -173,7 +173,7 @@ def kinds(phase: Phase, config: str, work: Workload) -> tuple[str, ...]:
         adapted = phase.outfit is not None and phase.outfit.trains(block.position)
         written = block.position in phase.writable
         own = f"{known[block.position]} {'+'.join(sorted(block.parts))} {adapted} {written}"
-        words.append(f"{own} {min(index, 2)} {min(below, 1)}")
+        words.append(f"{own} {min(index, 2)} {min(below, 2)}")
         below += adapted or written
     return tuple(words)
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from testbed.errors import TestbedError
 from testbed.job import FAILED, FINISHED, UNREACHABLE, Result, TensorSpec
-from testbed.method import SEQUENCE_CLASSIFICATION, Client, Workload
+from testbed.method import IMAGE_CLASSIFICATION, SEQUENCE_CLASSIFICATION, Client, Submodel, Workload
 from testbed.model.checkpoint import BaseModel, ContentStore
 from testbed.model.held import HeldWeights
 from testbed.node.workplace import Workplace
@@ -35,10 +37,25 @@ CLASSES = 4
 VOCABULARY = 64
 BLOCKS = 4
 WORK = Workload(SEQUENCE_CLASSIFICATION, CLASSES, batch_size=16, length=16)
+IMAGES = Workload(IMAGE_CLASSIFICATION, CLASSES, batch_size=16)
+SIDE = 16
+TILE = 4
+RESNET = {
+    "model_type": "resnet", "image_size": SIDE, "num_channels": 3, "embedding_size": 8,
+    "hidden_sizes": [8, 8, 16, 16], "depths": [1] * BLOCKS, "layer_type": "basic", "hidden_act": "relu",
+    "downsample_in_first_stage": False,
+}  # fmt: skip
 
 
-def base_model(folder: Path, seed: int = 0) -> BaseModel:
-    """A random 4-block Llama, saved and split as any base model is."""
+def work_of(method) -> Workload:
+    """What a method's own task is here."""
+    return IMAGES if method.default_task == IMAGE_CLASSIFICATION else WORK
+
+
+def base_model(folder: Path, seed: int = 0, task: str = SEQUENCE_CLASSIFICATION) -> BaseModel:
+    """A random 4-block Llama, saved and split as any base model is; of images, a ResNet of 4 stages without weights."""
+    if task == IMAGE_CLASSIFICATION:
+        return image_model(folder, RESNET)
     source = folder / "model"
     if not source.exists():
         torch.manual_seed(seed)
@@ -59,6 +76,15 @@ def base_model(folder: Path, seed: int = 0) -> BaseModel:
     return BaseModel.open(source, ContentStore(folder / "content"), SEQUENCE_CLASSIFICATION, CLASSES)
 
 
+def image_model(folder: Path, config) -> BaseModel:
+    """An image model of which there is only the configuration, its initial weights drawn."""
+    source = folder / "images"
+    source.mkdir(parents=True, exist_ok=True)
+    if not (source / "config.json").exists():
+        (source / "config.json").write_text(json.dumps(config))
+    return BaseModel.open(source, ContentStore(folder / "content"), IMAGE_CLASSIFICATION, CLASSES)
+
+
 def planted(count: int, seed: str) -> list[Example]:
     """Random tokens of which every third belongs to the class's own four: a bag of words tells the class."""
     draw = Random(seed)
@@ -69,6 +95,24 @@ def planted(count: int, seed: str) -> list[Example]:
         ids = [draw.choice(own) if draw.random() < 0.35 else draw.randrange(24, VOCABULARY) for _ in range(15)]
         examples.append(Example([*ids, 2], label=label))
     return examples
+
+
+def planted_images(count: int, seed: str) -> list[Example]:
+    """Noise, to which the class's own small pattern is added all over the image."""
+    draw = np.random.default_rng(list(seed.encode()))
+    tiles = np.random.default_rng(0).integers(0, 2, (CLASSES, 3, TILE, TILE), np.uint8) * 60
+    examples = []
+    for index in range(count):
+        label = index % CLASSES
+        noise = draw.integers(0, 190, (3, SIDE, SIDE), np.uint8)
+        examples.append(Example(label=label, pixels=noise + np.tile(tiles[label], (1, SIDE // TILE, SIDE // TILE))))
+    return examples
+
+
+def shard_of(task: str, count: int, seed: str) -> Shard:
+    """Planted examples of a task."""
+    examples = planted_images(count, seed) if task == IMAGE_CLASSIFICATION else planted(count, seed)
+    return Shard.of(examples, task, CLASSES)
 
 
 @dataclass
@@ -130,9 +174,13 @@ class Silent:
 
 
 def run_of(method, folder: Path, *, clients=4, rounds=2, seed=0, keep=None, **config) -> Run:
-    """A run ready to federate: every client trains `keep` blocks (None: the method's largest choice)."""
-    base = base_model(folder)
-    shards = [Shard.of(planted(48, f"{seed}/{client}"), SEQUENCE_CLASSIFICATION, CLASSES) for client in range(clients)]
+    """A run of the method's own task, ready to federate.
+
+    Every client trains `keep` blocks (None: the method's largest choice).
+    """
+    task = method.default_task
+    base = base_model(folder, task=task)
+    shards = [shard_of(task, 48, f"{seed}/{client}") for client in range(clients)]
     choices = list(method.choices(base.shape))
     submodel = choices[0] if keep is None else next(c for c in choices if len(c.blocks) == keep)
     plan = Plan(tuple(
@@ -151,13 +199,19 @@ def run_of(method, folder: Path, *, clients=4, rounds=2, seed=0, keep=None, **co
         method=method,
         base=base,
         store=base.store,
-        work=WORK,
+        work=work_of(method),
         shards=[_stored(base.store, shard) for shard in shards],
-        held_out=Shard.of(planted(200, f"{seed}/held out"), SEQUENCE_CLASSIFICATION, CLASSES),
+        held_out=shard_of(task, 200, f"{seed}/held out"),
         baselines={},
         engine=SerialRunner(method, base, folder / f"node-{type(method).__name__}-{seed}"),
         watcher=Silent(),
     )
+
+
+def given(run: Run, submodels: list[Submodel]) -> Run:
+    """The same run with a submodel of its own for each client."""
+    clients = [replace(plan, submodel=own) for plan, own in zip(run.plan.clients, submodels, strict=True)]
+    return replace(run, plan=Plan(tuple(clients)))
 
 
 def clients_of(run: Run) -> list[Client]:

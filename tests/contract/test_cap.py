@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import io
+from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
+from testbed import session
+from testbed.commands.run_method import command
+from testbed.inventory import Inventory
+from testbed.method import IMAGE_CLASSIFICATION
 from testbed.plugins import all_methods
+from testbed.prepare import prepare
+from tests.contract.settings import words_of
 from tests.tiny_lab import arguments, make_lab
 
 pytestmark = [pytest.mark.slow, pytest.mark.cgroup]
+ROUNDS = 4  # a method with stages has each of them
+_NOT_SETTLED = ("method", "dry_run", "as_json", "resume", "runs_dir")
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +27,34 @@ def lab(tmp_path_factory):
     return make_lab(tmp_path_factory.mktemp("lab"))
 
 
-def run_testbed(lab, *words):
-    environment = {**os.environ, "TESTBED_CACHE": str(lab / "cache")}
-    command = [sys.executable, "-m", "testbed", *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+@pytest.fixture(autouse=True)
+def cache(lab, monkeypatch):
+    monkeypatch.setenv("TESTBED_CACHE", str(lab / "cache"))
+
+
+def planned(method, lab):
+    """The run that these words of the command line ask for."""
+    short = ("--rounds", str(ROUNDS), "--steps", "2", "--only", "big", "--evaluate-every", str(ROUNDS))
+    if all_methods()[method].default_task == IMAGE_CLASSIFICATION:
+        words = ["--inventory", str(lab / "lab.yaml"), *short]
+    else:
+        words = arguments(lab, *short)
+    options = command.make_context("run-method", [method, *words, *words_of(method)]).params
+    return session.settled(method, **{name: value for name, value in options.items() if name not in _NOT_SETTLED})
+
+
+def with_exactly(prepared, budget_bytes):
+    devices = [
+        replace(device, budget=replace(device.budget, memory_bytes=budget_bytes)) for device in prepared.inventory
+    ]
+    return prepare(prepared.config, Inventory(tuple(devices)), lambda text: None)
 
 
 @pytest.mark.parametrize("method", sorted(all_methods()))
 def test_a_trainer_capped_at_its_prediction_is_never_killed(method, lab):
-    runs = ("--rounds", "2", "--only", "big", "--runs", str(lab / method))
-    plan = json.loads(run_testbed(lab, "run-method", method, *arguments(lab, *runs, "--dry-run", "--json")))
-    exact = lab / f"{method}.yaml"
-    exact.write_text((lab / "lab.yaml").read_text().replace("700 MiB", f"{plan['clients'][0]['predicted_bytes']} B"))
-    run_testbed(lab, "run-method", method, *arguments(lab, *runs, "--inventory", str(exact)))
-    [folder] = (lab / method).glob(f"{method}-*")
-    results = [json.loads(path.read_text()) for path in (folder / "results").glob("*.json")]
-    assert [result["outcome"] for result in results] == ["finished"] * 2
+    prepared = planned(method, lab)
+    exact = with_exactly(prepared, prepared.plan.clients[0].predicted_bytes)
+    folder = session.new_folder(exact, lab / "runs")
+    session.run(exact, folder, Console(file=io.StringIO()))
+    outcomes = [result.outcome for result in folder.results()]
+    assert outcomes == ["finished"] * (ROUNDS if prepared.method.learns else 1)

@@ -32,7 +32,7 @@ class InFloat64:
 
 def float64_run(method: Method, folder: Path, **config: Any) -> Run:
     """`run_of` in float64: two clients, two rounds, two steps, all texts of 16 tokens, unless said otherwise."""
-    run = run_of(method, folder, **{"clients": 2, "rounds": 2, "steps": 2, **config})
+    run = run_of(method, folder, **{"clients": 2, "rounds": 2, "steps": 2, "evaluate_every": 100, **config})
     run.method = InFloat64(run.method)
     run.work = replace(run.work, dtype="float64")
     return run
@@ -60,7 +60,10 @@ def weights_of(run: Run) -> dict[str, Tensor]:
 
 
 def data_of(run: Run) -> list[Client]:
-    """Every client's number of examples and its batches (token ids and labels), by round and by local step."""
+    """Every client's number of examples and its batches, by round and by local step.
+
+    A batch is token ids, or pixels in float64, and labels.
+    """
     return [_client(run, index, run.store.path(content)) for index, content in enumerate(run.shards)]
 
 
@@ -70,7 +73,7 @@ def _client(run: Run, client: int, path: Path) -> Client:
     def batch(round_index: int, step: int) -> tuple[Tensor, Tensor]:
         rows = batch_indices(len(shard), run.work.batch_size, config.seed, round_index, client, step)
         found = shard.batch(rows, run.work.length, 0)
-        return found.input_ids, found.labels
+        return (found.input_ids if found.pixel_values is None else found.pixel_values.double()), found.labels
 
     return len(shard), [[batch(r, step) for step in range(config.steps)] for r in range(config.rounds)]
 

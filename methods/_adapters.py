@@ -1,0 +1,67 @@
+"""What methods that train bottleneck adapters share: settings, initial state, the mean, the exported file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from testbed.errors import UsageError
+from testbed.method import Client, Method, ModelShape, Received, State, Workload
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from testbed.model.checkpoint import BaseModel
+    from testbed.model.submodel import Built
+
+
+@dataclass(frozen=True)
+class AdapterMethod(Method):
+    """An adapter h + up(gelu(down h)) behind every block, and the task's head where it has a new one.
+
+    bottleneck   outputs of down: how narrow the adapters are
+    """
+
+    bottleneck: int = 32
+
+    def check(self, shape: ModelShape, work: Workload) -> None:
+        if self.bottleneck < 1:
+            raise UsageError(f"setting bottleneck={self.bottleneck}: expected at least 1")
+
+    def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:
+        from testbed.model.bottleneck import adapter_tensors
+
+        return State({**adapter_tensors(base.shape, self.bottleneck, seed), **base.new_head(seed)})
+
+    def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
+        from testbed.model.combine import weighted_mean
+
+        return State(weighted_mean(state.tensors, received), state.scalars, state.blocks)
+
+    def mount(self, built: Built, tensors: Mapping[str, Tensor]) -> None:
+        from testbed.model.bottleneck import fill_adapters, mount_adapters
+
+        mount_adapters(built, self.bottleneck)
+        fill_adapters(built, tensors)
+
+    def export(self, state: State, base: BaseModel, work: Workload, folder: Path) -> None:
+        """Write adapters.safetensors (adapters and new head by canonical name) and adapters.json, which describes it.
+
+        No library that we know of reads such adapters; the description says where each one belongs and what it does.
+        """
+        from safetensors.torch import save_file
+
+        about = {
+            "base_model_name_or_path": str(base.folder),
+            "task": work.task,
+            "labels": work.labels,
+            "blocks": base.shape.block_prefix,
+            "bottleneck": self.bottleneck,
+            "adapter": "of block i, on its output h: h + up(gelu(down(h))), exact GELU, computed in float32",
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "adapters.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        save_file(dict(state.tensors), folder / "adapters.safetensors", metadata={"format": "pt"})

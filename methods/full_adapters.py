@@ -1,0 +1,58 @@
+"""Full adapters: bottleneck adapters on the whole model, trained end to end; what ChainFed is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from methods._adapters import AdapterMethod
+from testbed.method import Client, ModelShape, Order, Phase, State, Submodel, Update, Workload
+
+if TYPE_CHECKING:
+    from testbed.model.checkpoint import BaseModel
+    from testbed.node.workplace import Workplace
+
+
+@dataclass(frozen=True)
+class FullAdapters(AdapterMethod):
+    """Every client trains the adapters of all blocks end to end; the server averages them, weighted by examples.
+
+    The upper bound of ChainFed's tables ("Full Adapters", arXiv:2604.06819), there without any limit of memory.  The
+    adapters' form is our reading: Houlsby et al.'s bottleneck (arXiv:1902.00751), one behind each block instead of two
+    inside it, because ChainFed needs a map of the residual stream onto itself.
+
+    A device that cannot hold the whole model takes no part: that is what the memory-fitted methods are compared with.
+    """
+
+    family: ClassVar[str] = "adapters, upper bound"
+
+    def choices(self, shape: ModelShape) -> Iterator[Submodel]:
+        yield Submodel.first(len(shape))
+
+    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
+        from testbed.model.bottleneck import BottleneckShape
+
+        return (
+            Phase(
+                "train",
+                submodel.blocks,
+                work.batch_size,
+                work.length,
+                backward=True,
+                outfit=BottleneckShape(self.bottleneck),
+                trained_elements=shape.head_elements,
+            ),
+        )
+
+    def order(self, state: State, base: BaseModel, clients: Sequence[Client], round_index: int) -> Sequence[Order]:
+        return [Order(client.index, client.submodel, tensors=state.tensors) for client in clients]
+
+    def work(self, workplace: Workplace) -> Update:
+        from testbed.node.training import local_steps, update_of
+
+        built = workplace.build(workplace.job.submodel)
+        self.mount(built, workplace.tensors)
+        workplace.phase("train")
+        trained = local_steps(workplace, built)
+        return update_of(workplace, built.trainable(), trained)
