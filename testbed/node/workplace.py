@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +13,7 @@ from testbed.method import RESIDENT, Submodel, Workload
 from testbed.model.held import HeldWeights
 from testbed.model.submodel import Built, build
 from testbed.model.tensorfile import read_tensors
+from testbed.model.whole import whole
 from testbed.task import Batch, Shard, batch_indices
 
 if TYPE_CHECKING:
@@ -113,6 +114,23 @@ class Workplace:
             seed=self.job.seed,
             read=self._weights.read,
         )
+        return self._built
+
+    def whole(
+        self,
+        submodel: Submodel,
+        tensors: Mapping[str, Tensor],
+        trained: Callable[[str], bool],
+        config: Mapping[str, Any] | None = None,
+    ) -> Built:
+        """A submodel whose every tensor is in `tensors`, letting go of the one before and of all held base weights.
+
+        `trained` says of a parameter's canonical name whether it has a gradient; `config` is of another model than
+        the base (a narrower one).  The tensors are taken over: see `testbed.model.whole`.
+        """
+        self.release()
+        self._weights.clear()
+        self._built = whole(config or self.config, submodel, self.job.work, tensors, trained)
         return self._built
 
     def release(self) -> None:
