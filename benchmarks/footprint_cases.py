@@ -30,6 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
     # from here on: shapes and architectures that no calibration case has
     "llama-60M": llama(512, 1408, 8, 12, 32000, num_key_value_heads=2),
     "llama-1.1B": llama(2048, 5632, 32, 22, 32000, num_key_value_heads=4, tie_word_embeddings=False),
+    "llama-6.7B": llama(4096, 11008, 32, 32, 32000, tie_word_embeddings=False),
     "qwen2-90M": {**llama(512, 2048, 8, 16, 50000, num_key_value_heads=4), "model_type": "qwen2"},
     "qwen3-60M": {**llama(512, 1536, 8, 10, 32000, num_key_value_heads=4, head_dim=64), "model_type": "qwen3"},
     "gemma2-80M": {
@@ -112,7 +113,7 @@ def held_out_cases() -> tuple[Case, ...]:
     drawn = []
     blocks = {name: config.get("num_hidden_layers") or config.get("n_layer") or config["n_layers"]
               for name, config in MODELS.items()}  # fmt: skip
-    small = [name for name in MODELS if name != "llama-1.1B"]
+    small = [name for name in MODELS if name not in ("llama-1.1B", "llama-6.7B")]
     for index in range(44):
         model = small[index % len(small)]
         encoder = model.startswith(("bert", "distilbert"))

@@ -1,10 +1,11 @@
-"""One job of benchmarks/footprint.py, in a fresh trainer process, its peaks read as the agent reads them.
+"""One job in a fresh trainer process, its peaks read as the agent reads them.
 
 Run as a script it is that trainer: `footprint_job.py JOB_FILE FOLDER`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -39,17 +40,23 @@ def write_model(case: Case, store_folder: Path) -> dict[str, Any]:
     model = blocks.skeleton(MODELS[case.model], case.task, 8, "float32")
     anatomy = blocks.find(model)
     head = blocks.head_names(model, anatomy, case.task)
-    files: dict[int | None, dict[str, torch.Tensor]] = {}
+    outside: dict[str, torch.Tensor] = {}
+    contents = {}
     generator = torch.Generator().manual_seed(7)
-    for names, shape in checkpoint.wanted(model):
-        if names[0] not in head:
-            position, rest = blocks.place(anatomy.prefix, names[0])
-            value = torch.empty(shape).normal_(std=0.02, generator=generator).to(getattr(torch, case.stored))
-            files.setdefault(position, {})[rest] = value
-    contents = {position: put_tensors(store, tensors) for position, tensors in files.items()}
+    places = [(*blocks.place(anatomy.prefix, names[0]), shape) for names, shape in checkpoint.wanted(model)
+              if names[0] not in head]  # fmt: skip
+    for position, found in itertools.groupby(places, key=lambda place: place[0]):  # one block in memory at a time
+        tensors = {
+            rest: torch.empty(shape).normal_(std=0.02, generator=generator).to(getattr(torch, case.stored))
+            for _, rest, shape in found
+        }
+        if position is None:
+            outside |= tensors
+        else:
+            contents[position] = put_tensors(store, tensors)
     made = {
         "config": store.put_bytes(json.dumps(MODELS[case.model]).encode()),
-        "outside": contents[None],
+        "outside": put_tensors(store, outside),
         "blocks": [contents[position] for position in range(len(anatomy.blocks))],
     }
     known.write_text(json.dumps(made))
@@ -99,17 +106,19 @@ def child(job_file: Path, store_folder: Path, threads: int) -> None:
     import transformers
 
     import testbed.node.trainer  # noqa: F401 -- all that a trainer imports
-    from methods.lora import Lora
     from testbed.model.held import HeldWeights
     from testbed.node.workplace import Workplace
+    from testbed.plugins import restore_method
 
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
     pipe = _Pipe()
     pipe.phase("load")
     job = Job.from_json(json.loads(job_file.read_text()))
-    method = Lora(**{**job.settings, "targets": tuple(job.settings["targets"])})
-    workplace = Workplace(job, store_folder, None, store_folder / "state", HeldWeights(), pipe)
+    method = restore_method(job.method, job.settings)
+    payload = payload_of(job_file)
+    brought = payload if payload.is_file() else None
+    workplace = Workplace(job, store_folder, brought, store_folder / "state", HeldWeights(), pipe)
     started = time.monotonic()
     method.work(workplace)
     seconds = time.monotonic() - started
@@ -120,14 +129,26 @@ def child(job_file: Path, store_folder: Path, threads: int) -> None:
 # ── the agent's side ─────────────────────────────────────────────────────────────────────────────────────────────────
 def measure(case: Case, folder: Path, cap_bytes: int | None = None, variables: dict[str, str] | None = None) -> Any:
     """Run a case in a fresh trainer; its phases as the agent would report them, or None when the kernel killed it."""
+    job_file = folder / f"job-{os.getpid()}.json"
+    job_file.write_text(json.dumps(job_of(case, folder).to_json()))
+    return measure_job(job_file, folder, str(case), cap_bytes, variables)
+
+
+def payload_of(job_file: Path) -> Path:
+    """Where the tensors lie that a job brings, if it brings any."""
+    return job_file.with_suffix(".safetensors")
+
+
+def measure_job(
+    job_file: Path, folder: Path, name: str, cap_bytes: int | None = None, variables: dict[str, str] | None = None
+) -> Any:
+    """The same for a job that is written down, its contents being in `folder`."""
     import threading
 
     from testbed.node import limits
     from testbed.node.child import environment
     from testbed.node.memory import PhaseMeter
 
-    job_file = folder / f"job-{os.getpid()}.json"
-    job_file.write_text(json.dumps(job_of(case, folder).to_json()))
     command = [sys.executable, "-I", __file__, str(job_file), str(folder)]
     with ExitStack() as cleanup:
         group = None
@@ -167,7 +188,7 @@ def measure(case: Case, folder: Path, cap_bytes: int | None = None, variables: d
             process.stdin.write("go\n")  # type: ignore[union-attr]
             process.stdin.flush()  # type: ignore[union-attr]
         if seconds is None and cap_bytes is None:
-            raise SystemExit(f"{case}: the trainer ended early\n{process.stderr.read()[-3000:]}")  # type: ignore[union-attr]
+            raise SystemExit(f"{name}: the trainer ended early\n{process.stderr.read()[-3000:]}")  # type: ignore[union-attr]
         process.wait()
         if seconds is None:
             return None

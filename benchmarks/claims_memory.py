@@ -1,0 +1,116 @@
+"""The papers' claims about a client's peak memory, measured again: one job of each kind, on random weights.
+
+Every job runs as the method's server half orders it, in a fresh trainer of one thread; the figure is the measured
+estimate of the phase in question.  *Net* leaves out what an empty trainer takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from method_footprints import results_of
+from method_job import MethodCase
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class MemoryClaim:
+    """A phase of a method's job against one of a baseline's on the same model and workload."""
+
+    claim: str
+    paper: str
+    case: MethodCase
+    phase: str
+    against: MethodCase
+    against_phase: str = "train"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Measured peaks in bytes, with the runtime and without it."""
+
+    claim: MemoryClaim
+    peak: int
+    baseline: int
+    runtime: int
+
+    @property
+    def ratio(self) -> float:
+        return self.baseline / self.peak
+
+    @property
+    def net_ratio(self) -> float:
+        return (self.baseline - self.runtime) / (self.peak - self.runtime)
+
+
+def claims(models: tuple[str, ...]) -> Iterator[MemoryClaim]:
+    """Those on the named models: llama-6.7B (LLaMA2-7B's shape), llama-1.1B, bert-110M."""
+    for model in models:
+        yield from _of_model(model)
+
+
+def _of_model(model: str) -> Iterator[MemoryClaim]:
+    """Batches are small, so that weights weigh as in the papers."""
+    decoder = model.startswith("llama")
+    kind = {"dtype": "bfloat16", "stored": "bfloat16"} if decoder else {}
+    size = {"batch": 1, "length": 64} if decoder else {"batch": 8, "length": 128}
+    plain = MethodCase("lora", model, {"rank": 16}, **size, **kind)  # type: ignore[arg-type]  # plain keywords
+    blocks = {"llama-6.7B": 32, "llama-1.1B": 22, "bert-110M": 12}[model]
+    yield MemoryClaim(
+        "FedPruner with a quarter of the blocks, against LoRA",
+        "−75 % (4×)",
+        replace(plain, method="fedpruner", keep=round(blocks / 4)),
+        "train",
+        plain,
+    )
+    yield MemoryClaim(
+        "DevFT in its first stage, against LoRA",
+        "4×",
+        replace(plain, method="devft", settings={"rank": 16, "stages": 4}, rounds=4),
+        "stage 1",
+        plain,
+    )
+    full = replace(plain, method="full_adapters", settings={})
+    for window, paper in _windows(model):
+        settings = {"window": window, "window_by": "fixed", "threshold": 1.0}
+        yield MemoryClaim(
+            f"ChainFed with a window of {window}, against Full Adapters",
+            paper,
+            replace(plain, method="chainfed", settings=settings, state={"turn": blocks - window}),
+            "last window",
+            full,
+        )
+
+
+def _windows(model: str) -> list[tuple[int, str]]:
+    if model == "llama-6.7B":
+        return [(2, "–"), (8, "3.23×")]
+    bert = [(2, "12.8×"), (3, "7.2×"), (4, "5.0×"), (5, "3.8×"), (6, "3.1×")]
+    return bert if model == "bert-110M" else [(window, "–") for window in (2, 4, 6)]
+
+
+def compare(claim: MemoryClaim, folder: Path, runtime: int) -> Compared:
+    """The two peaks of a claim, measured now or before."""
+    peak = results_of(claim.case, folder)[claim.phase]["estimate_bytes"]
+    baseline = results_of(claim.against, folder)[claim.against_phase]["estimate_bytes"]
+    return Compared(claim, peak, baseline, runtime)
+
+
+def row(found: Compared) -> tuple[str, str, str, str]:
+    """Claim, paper's figure, ours, conditions."""
+    case = found.claim.case
+    ours = (
+        f"{found.ratio:.2f}× ({_percent(found.ratio)}); net of the runtime {found.net_ratio:.2f}× "
+        f"({_percent(found.net_ratio)}): {found.baseline / GIB:.2f} → {found.peak / GIB:.2f} GiB"
+    )
+    return found.claim.claim, found.claim.paper, ours, f"{case.model}, {case.dtype}, batch {case.batch} × {case.length}"
+
+
+def _percent(ratio: float) -> str:
+    return f"{1 / ratio - 1:+.0%}".replace("-", "−")

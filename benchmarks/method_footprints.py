@@ -1,0 +1,88 @@
+"""How far the predicted peak of every phase of every method is from the measured one: a table and its summary.
+
+    python benchmarks/method_footprints.py [--only METHOD] [--fresh] [--folder FOLDER]
+
+Each case is one job as the method's server half orders it, on random weights, in a fresh trainer process.  Results are
+kept per case in the folder, so that a run which was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from method_job import MethodCase, measured_phases, predict_case
+
+from testbed.cache import cache_folder
+from testbed.environment import describe_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB = 1 << 20
+BLOCKS = {"llama-60M": 12, "qwen3-60M": 10, "bert-110M": 12}
+STAGES = 4
+
+
+def cases() -> Iterator[MethodCase]:
+    """Every phase of every text method at least once on each of three models, of 10 to 12 blocks."""
+    for model, blocks in BLOCKS.items():
+        for method in ("lora", "full_adapters", "linear_probe", "no_finetuning", "smartfed"):
+            yield MethodCase(method, model)
+        for method in ("fedpruner", "fedra"):
+            yield MethodCase(method, model, keep=3)
+        for method in ("devft", "progfed"):
+            for stage in range(STAGES):
+                yield MethodCase(method, model, {"stages": STAGES}, round=stage, rounds=STAGES)
+        for window, turn in ((2, 0), (2, 1), (2, 4), (2, blocks - 2), (4, 0), (4, blocks - 4)):
+            settings = {"window": window, "window_by": "fixed", "threshold": 1.0}
+            yield MethodCase("chainfed", model, settings, state={"turn": turn})
+        yield MethodCase("chainfed", model, {"window": 2, "window_by": "fixed", "threshold": 0.8})
+
+
+def results_of(case: MethodCase, folder: Path) -> dict[str, Any]:
+    """Phase → peaks of a case, from the results file or by running it now."""
+    results = folder / "method-results.jsonl"
+    lines = results.read_text().splitlines() if results.is_file() else []
+    known = {line["case"]: line["phases"] for line in map(json.loads, lines)}
+    if case.key not in known:
+        known[case.key] = measured_phases(case, folder)
+        with results.open("a") as file:
+            file.write(json.dumps({"case": case.key, "phases": known[case.key]}) + "\n")
+    return dict(known[case.key])
+
+
+def main() -> None:
+    from testbed.node.baseline import measure_here
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--only", help="this method only")
+    parser.add_argument("--fresh", action="store_true", help="measure again what was measured before")
+    parser.add_argument(
+        "--folder", type=Path, default=cache_folder() / "footprint", help="where models and results are"
+    )
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    if given.fresh:
+        (given.folder / "method-results.jsonl").unlink(missing_ok=True)
+    baseline = measure_here(threads=1)
+    print(json.dumps(describe_environment(), indent=1))
+    print(f"\n{'MiB':78} {'phase':12} predict. measured   error")
+    errors = []
+    for case in [case for case in cases() if given.only in (None, case.method)]:
+        predicted = {
+            phase.name: phase.unreclaimable_bytes for phase in predict_case(case, given.folder, baseline).phases
+        }
+        for name, peaks in results_of(case, given.folder).items():
+            errors.append(predicted[name] / peaks["estimate_bytes"] - 1)
+            mib = [f"{size / MIB:8.1f}" for size in (predicted[name], peaks["estimate_bytes"])]
+            print(f"{case!s:78} {name:12} {' '.join(mib)} {errors[-1]:+7.1%}", flush=True)
+    distances = sorted(map(abs, errors))
+    print(f"\n{len(errors)} phases: median {statistics.median(distances):.2%}   worst {distances[-1]:.2%}")
+
+
+if __name__ == "__main__":
+    main()
