@@ -287,8 +287,8 @@ def _pool_card(recipe: Recipe, folder: Path, names: Sequence[str]) -> str:
         "| adapter | classes | texts | first loss | last loss | accuracy on held-out texts |\n|---|---|---|---|---|---|"
     )
     rows = [
-        f"| {name} | {', '.join(of['classes']) or '–'} | {of['texts']} | {of['first_loss']:.3f} | {of['last_loss']:.3f} "
-        f"| {_accuracy(of)} |"
+        f"| {name} | {', '.join(of['classes']) or '–'} | {of['texts']} | {of['first_loss']:.3f} "
+        f"| {of['last_loss']:.3f} | {_accuracy(of)} |"
         for name, of in made.items()
     ]
     origin = (
