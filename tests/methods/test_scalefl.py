@@ -20,7 +20,7 @@ from testbed.model.output_module import OUTPUT_MODULE, last_map, names_behind
 from testbed.model.submodel import build
 from testbed.model.whole import whole, whole_tensors
 from testbed.prepare import RESNET as BUNDLED
-from testbed.prepare import model_folder
+from testbed.prepare import VIT, model_folder
 from testbed.rounds import federate
 from testbed.task import Shard
 from tests.contract.conftest import cheap_collection, one_thread  # noqa: F401 -- fixtures
@@ -37,6 +37,12 @@ STAGES = "resnet.encoder.stages"
 
 def shape_of(folder):
     return base_model(folder, task=IMAGES.task).shape
+
+
+def configure(folder, config):
+    """Make this the configuration of the image model in the folder."""
+    (folder / "images").mkdir()
+    (folder / "images" / "config.json").write_text(json.dumps(config))
 
 
 # ── against the reference ──────────────────────────────────────────────────────────────────────────────────────────
@@ -67,8 +73,7 @@ def output_modules(versions):
 
 def difference(folder, mutation=None):
     """How far every stage's version is from the reference's after a turn and a half, on stages of one and two units."""
-    (folder / "images").mkdir()
-    (folder / "images" / "config.json").write_text(json.dumps({**RESNET, "depths": [1, 2, 2, 1]}))
+    configure(folder, {**RESNET, "depths": [1, 2, 2, 1]})
     method = ScaleFL(lambda1=LAMBDA1, lambda2=LAMBDA2)
     run = float64_run(method, folder, rounds=6)
     begun = versions_of(started(run))
@@ -329,6 +334,18 @@ def test_what_stands_where_a_text_is_padded_is_not_seen(tmp_path):
     with torch.no_grad():
         built.model.get_input_embeddings().weight[0] += 1.0
     assert outfit.loss(built, padded).item() == pytest.approx(before, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_that_see_pictures_are_trained_in_stages_too(dtype, tmp_path):
+    bundled = json.loads((model_folder(VIT) / "config.json").read_text())
+    configure(tmp_path, {**bundled, "image_size": 16, "patch_size": 4})
+    run = run_of(ScaleFL(stages=2), tmp_path, rounds=2, **SHORT)
+    run.work = replace(run.work, dtype=dtype)
+    state = federate(run)
+    assert state.scalars["trained"] == [0, 1]
+    assert state.tensors[f"stage1.{OUTPUT_MODULE}.stand_ins.2.weight"].shape == (64, 64)
+    assert all(bool(tensor.isfinite().all()) for tensor in state.tensors.values())
 
 
 @pytest.mark.parametrize(
