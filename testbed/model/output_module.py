@@ -82,8 +82,7 @@ class StageOutfit(Outfit):
         mount_output(built, self.stage, len(self.depths))
 
     def loss(self, built: Built, batch: Batch) -> Tensor:
-        output = built.model.get_submodule(OUTPUT_MODULE)
-        assert isinstance(output, OutputModule)
+        output: Any = built.model.get_submodule(OUTPUT_MODULE)
         with output.watched() as seen:
             value = built.loss(batch)
         feature = _without_padding(seen.feature, batch)

@@ -413,9 +413,13 @@ def _check_filled(model: nn.Module) -> None:
 
 
 def prepare(built: Built) -> None:
-    """Train mode, and gradient checkpointing where the workload asks for it."""
+    """Train mode, and gradient checkpointing where the workload asks for it (ModelError where a model has none)."""
     built.model.train()
     if built.work.checkpointing:
+        if not built.model.supports_gradient_checkpointing:
+            raise ModelError(
+                f"a {built.shape.architecture} model cannot recompute its blocks: leave out --checkpointing"
+            )
         enable = getattr(built.model, "activation_checkpointing_enable", built.model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
         built.model.disable_input_require_grads()  # else the backward pass would run down to the embeddings
