@@ -8,9 +8,9 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def cheap_collection():
-    """What is imported by now is never garbage: the collections after every job need not look at it."""
+    """What is there by now stays, or is little: the collections after every job of a test need not look at it."""
     gc.freeze()
 
 

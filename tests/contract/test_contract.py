@@ -36,7 +36,8 @@ def smaller(kind, folder):
 @pytest.mark.parametrize("kind", EVERY)
 def test_the_same_seed_gives_the_same_state_and_another_seed_another(kind, tmp_path):
     first, again, other = (
-        hash_of(federate(run_of(kind(), tmp_path, seed=seed, keep=smaller(kind, tmp_path)))) for seed in (1, 1, 2)
+        hash_of(federate(run_of(kind(), tmp_path, clients=2, seed=seed, keep=smaller(kind, tmp_path))))
+        for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
@@ -45,8 +46,8 @@ def test_the_same_seed_gives_the_same_state_and_another_seed_another(kind, tmp_p
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_run_that_stops_after_any_round_resumes_to_the_same_state_bit_for_bit(kind, tmp_path):
     keep = smaller(kind, tmp_path)
-    whole = federate(run_of(kind(), tmp_path / "whole", rounds=3, keep=keep))
-    run = run_of(kind(), tmp_path / "cut", rounds=3, keep=keep)
+    whole = federate(run_of(kind(), tmp_path / "whole", clients=2, rounds=3, keep=keep))
+    run = run_of(kind(), tmp_path / "cut", clients=2, rounds=3, keep=keep)
     calls = {"left": 2}
 
     def stop_after_two(index, quality):
@@ -64,7 +65,7 @@ def test_a_run_that_stops_after_any_round_resumes_to_the_same_state_bit_for_bit(
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_client_that_never_answers_costs_its_own_update_only(kind, tmp_path):
-    run = run_of(kind(), tmp_path, rounds=2, keep=smaller(kind, tmp_path))
+    run = run_of(kind(), tmp_path, clients=2, rounds=2, keep=smaller(kind, tmp_path))
     run.engine.absent = {1}
     start = hash_of(started(run))
     assert (hash_of(federate(run)) != start) is kind.learns
@@ -75,7 +76,7 @@ def test_a_client_that_never_answers_costs_its_own_update_only(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_client_sends_tensors_of_the_state_only_and_says_how_large_they_are(kind, tmp_path):
-    run = run_of(kind(), tmp_path, rounds=2, keep=smaller(kind, tmp_path))
+    run = run_of(kind(), tmp_path, clients=2, rounds=2, keep=smaller(kind, tmp_path))
     state = federate(run)
     results = run.folder.results()
     assert results
@@ -89,7 +90,7 @@ def test_a_client_sends_tensors_of_the_state_only_and_says_how_large_they_are(ki
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_every_phase_that_a_job_announces_was_predicted(kind, tmp_path):
-    run = run_of(kind(), tmp_path, rounds=2, keep=smaller(kind, tmp_path))
+    run = run_of(kind(), tmp_path, clients=2, rounds=2, keep=smaller(kind, tmp_path))
     federate(run)
     submodel = run.plan.clients[0].submodel
     footprint = predict(
@@ -114,6 +115,6 @@ def test_learns_a_planted_task_at_least_15_points_above_chance_and_no_fine_tunin
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_with_all_blocks_and_one_block_alike_every_value_stays_finite(kind, tmp_path):
-    state = federate(run_of(kind(), tmp_path, rounds=1))
+    state = federate(run_of(kind(), tmp_path, clients=2, rounds=1))
     assert all(bool(tensor.isfinite().all()) for tensor in state.tensors.values() if tensor.is_floating_point())
     assert all(isinstance(tensor, torch.Tensor) for tensor in state.tensors.values())
