@@ -182,7 +182,7 @@ class ChainFed(AdapterMethod):
     def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:
         """Scalars: the smallest Q, L_start (none before the probe) and the training rounds that had a result."""
         smallest = min((_size(client.submodel) for client in clients), default=len(base.shape))
-        scalars = {"seed": seed, "window": smallest, "start": None if self.threshold < 1 else 0, "turn": 0}
+        scalars = {"window": smallest, "start": None if self.threshold < 1 else 0, "turn": 0}
         return replace(super().start(base, work, clients, seed, rounds), scalars=scalars)
 
     def order(self, state: State, base: BaseModel, clients: Sequence[Client], round_index: int) -> Sequence[Order]:

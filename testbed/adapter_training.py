@@ -212,9 +212,8 @@ def _train(recipe: Recipe, each: Slice, folder: Path, progress: Progress) -> dic
     losses = _steps(recipe, each, built, seed, progress)
     export_peft(folder, base, built.trainable(), lora, recipe.alpha, 0.0, work)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    write_json(
-        folder / CONFIG, {**config, "base_model_name_or_path": recipe.model}
-    )  # not where it lies on this machine
+    named = {**config, "base_model_name_or_path": recipe.model}  # not where it lies on this machine
+    write_json(folder / CONFIG, named)
     figures: dict[str, float | None] = {"first_loss": losses[0], "last_loss": losses[-1], "held_out_accuracy": None}
     if each.held_out:
         shard = Shard.of(each.held_out, recipe.task, work.labels)
@@ -286,17 +285,20 @@ def _pool_card(recipe: Recipe, folder: Path, names: Sequence[str]) -> str:
     heading = (
         "| adapter | classes | texts | first loss | last loss | accuracy on held-out texts |\n|---|---|---|---|---|---|"
     )
-    rows = [
-        f"| {name} | {', '.join(of['classes']) or '–'} | {of['texts']} | {of['first_loss']:.3f} "
-        f"| {of['last_loss']:.3f} | {_accuracy(of)} |"
-        for name, of in made.items()
-    ]
+    rows = [f"| {name} | {_row_of(of)} |" for name, of in made.items()]
     origin = (
         f"The texts are {first['source']}; the base model's pretraining may have seen them. The same command gives the "
         f"same adapters on the same machine with as many threads ({first['threads']}) and the same packages (torch "
         f"{first['torch']}); elsewhere they differ by rounding."
     )
     return _page("A pool of LoRA adapters", about, "\n".join([heading, *rows]), origin)
+
+
+def _row_of(made: Mapping[str, Any]) -> str:
+    classes = ", ".join(made["classes"]) or "–"
+    return " | ".join(
+        [classes, str(made["texts"]), f"{made['first_loss']:.3f}", f"{made['last_loss']:.3f}", _accuracy(made)]
+    )
 
 
 def _accuracy(made: Mapping[str, Any]) -> str:

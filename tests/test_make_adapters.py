@@ -15,6 +15,7 @@ from testbed.errors import UsageError
 from testbed.method import SEQUENCE_CLASSIFICATION
 from testbed.model.checkpoint import BaseModel, ContentStore
 from testbed.options import data_settings
+from testbed.package_data import PACKAGE
 from tests.tiny_lab import make_lab
 
 COLUMNS = ("text=body", "label=kind")
@@ -151,3 +152,10 @@ def test_the_card_has_the_command_that_makes_the_pool_again(lab):
     line = command_line(recipe_of(lab, "per_class=20"), "DIR")
     assert f"--model {lab / 'model'} --slices 2 --rank 2 --steps 3 --length 16 --data {lab / 'data.jsonl'}" in line
     assert "--data-set per_class=20 --data-set text=body --data-set label=kind --output DIR" in line
+
+
+def test_the_pool_that_comes_along_is_what_the_command_makes_without_any_option(monkeypatch):
+    monkeypatch.setattr(adapter_training, "load_data", lambda *_: pytest.fail("it was made with other options"))
+    folder = PACKAGE / "quickstart" / "adapters"
+    assert len(make_pool(Recipe(data=data_settings("docstrings", ())), folder)) == 4
+    assert "`testbed make-adapters --output DIR`" in (folder / "README.md").read_text()

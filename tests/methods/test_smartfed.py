@@ -11,13 +11,16 @@ import torch
 from methods.smartfed import SmartFed, share_out
 from testbed.adapter_pool import CONFIG, find_pool
 from testbed.errors import UsageError, WireError
-from testbed.method import Submodel
+from testbed.evaluate import evaluate, evaluate_snapshot
+from testbed.method import SEQUENCE_CLASSIFICATION, Submodel
 from testbed.model import experts, initial
 from testbed.model.adapters import LoraShape, mount_lora
+from testbed.model.checkpoint import BaseModel, ContentStore
 from testbed.model.footprint import Baseline, predict
 from testbed.model.submodel import build
+from testbed.model.tensorfile import read_tensors
+from testbed.package_data import PACKAGE
 from testbed.rounds import federate
-from testbed.task import Shard
 from tests.contract.conftest import cheap_collection, one_thread  # noqa: F401 -- fixtures
 from tests.contract.harness import WORK, base_model, run_of
 from tests.contract.settings import pool, write_adapter
@@ -193,6 +196,18 @@ def test_the_pool_that_comes_along_is_refused_for_another_model_with_the_way_out
         SmartFed().check(base_model(tmp_path).shape, WORK)
 
 
+def test_the_pool_that_comes_along_is_small_and_of_the_quickstart_model(tmp_path):
+    model = PACKAGE / "quickstart"
+    base = BaseModel.open(model, ContentStore(tmp_path), SEQUENCE_CLASSIFICATION, 8)
+    SmartFed().check(base.shape, WORK)
+    sizes = find_pool("quickstart", base.shape).sizes()
+    assert set(sizes.values()) == {16}
+    assert len(sizes) == 2 * len(base.shape)
+    assert sum(path.stat().st_size for path in (model / "adapters").rglob("*") if path.is_file()) < 1_000_000
+    made = [json.loads(path.read_text()) for path in sorted((model / "adapters").glob("*/made.json"))]
+    assert len({label for each in made for label in each["classes"]}) == 8
+
+
 def test_a_pool_that_is_not_there_or_holds_nothing_is_refused(tmp_path):
     shape = base_model(tmp_path).shape
     with pytest.raises(UsageError, match="there is no folder"):
@@ -257,13 +272,9 @@ def test_the_footprint_counts_frozen_experts_and_trained_routers(tmp_path):
 
 
 def test_the_exported_file_is_the_model_that_was_evaluated(tmp_path):
-    from testbed.evaluate import evaluate, evaluate_snapshot
-    from testbed.model.tensorfile import read_tensors
-
     run = run_of(smartfed_with(), tmp_path, **SHORT)
     state = federate(run)
     run.method.export(state, run.base, run.work, tmp_path / "export")
     tensors = read_tensors(tmp_path / "export" / "mixture.safetensors", "resident")
     again = evaluate_snapshot(run.method, run.base, Submodel.first(4), tensors, run.work, run.held_out)
     assert again == evaluate(run.method, run.base, state, run.work, run.held_out)
-    assert isinstance(run.held_out, Shard)
