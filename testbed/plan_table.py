@@ -111,7 +111,8 @@ def _kept(client: ClientPlan, blocks: int) -> str:
     if client.submodel.width < 1:
         return f"{len(kept)} of {blocks}, width {Fraction(client.submodel.width).limit_denominator(1000)}"
     if all(block.whole for block in kept):
-        return f"{len(kept)} of {blocks}"
+        streamed = sum(block.streamed for block in kept)
+        return f"{len(kept)} of {blocks}{f', {streamed} streamed' if streamed else ''}"
     attention, forward = (sum(part in block.parts for block in kept) for part in (ATTENTION, FEED_FORWARD))
     return f"{attention} attention, {forward} feed-forward"
 
