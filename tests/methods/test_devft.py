@@ -13,10 +13,12 @@ from methods._fusion import cosine_similarity, fused_block, fused_tensor
 from methods.devft import DevFT
 from methods.lora import Lora
 from testbed.errors import UsageError
-from testbed.model.checkpoint import ContentStore
+from testbed.method import SEQUENCE_CLASSIFICATION
+from testbed.model.checkpoint import BaseModel, ContentStore
 from testbed.model.combine import state_hash
 from testbed.model.tensorfile import put_tensors
 from testbed.model.tracing import LiveBytes
+from testbed.package_data import PACKAGE
 from testbed.rounds import federate
 from tests.contract.conftest import cheap_collection, one_thread  # noqa: F401 -- fixtures
 from tests.contract.harness import WORK, base_model, run_of
@@ -91,6 +93,18 @@ def test_the_newest_adapters_are_part_of_the_similarity(tmp_path):
     before, after = (run.method._similarity(s, run.base) for s in (state, replace(state, tensors=large)))
     assert not torch.allclose(before[1, 2:], after[1, 2:], atol=1e-3)
     assert torch.allclose(before[2, 3], after[2, 3])
+
+
+@pytest.mark.parametrize("shift", ["half", "clip"])
+def test_nearly_orthogonal_blocks_end_in_one_large_group_whose_anchor_is_lost(shift, tmp_path):
+    base = BaseModel.open(PACKAGE / "quickstart", ContentStore(tmp_path), SEQUENCE_CLASSIFICATION, 4)
+    method = DevFT(rank=2, capacities=(2, 12), similarity_shift=shift)
+    state = method.begin(method.start(base, WORK, [], 0, 2), base, 0)
+    assert sorted(map(len, state.scalars["groups"])) == [1, 11]
+    assert method._shares(11)[0] == pytest.approx(0.0)
+    paths = [base.store.path(content) for content in base.blocks]
+    apart = cosine_similarity(paths, [{}] * 12)[~torch.eye(12, dtype=torch.bool)]
+    assert 0.015 < apart.min() < apart.max() < 0.035
 
 
 @pytest.mark.parametrize("shift", ["half", "clip"])
