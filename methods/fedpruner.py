@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from methods._grouping import linear_cka, spectral_groups
-from methods._lora import LoraMethod, tensors_of
+from methods._lora import LoraMethod, random_positions, tensors_of
 from methods._similarity import Probe, probe_blocks
 from testbed.errors import UsageError
 from testbed.method import (
@@ -142,7 +142,7 @@ class FedPruner(LoraMethod):
     def _positions(self, blocks: int, count: int, seed: str) -> list[int]:
         """The ablations' choice of `count` positions, which needs no look at the model."""
         if self.selection == "random":
-            return sorted(Random(seed).sample(range(blocks), count))
+            return random_positions(blocks, count, seed)
         if self.selection == "even":
             return [index * blocks // count for index in range(count)]
         if self.selection == "last":
