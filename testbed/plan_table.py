@@ -60,7 +60,7 @@ def _by_phase(prepared: Prepared) -> list[RenderableType]:
     table.add_column("Device", overflow="fold")
     for name in names:
         table.add_column(name.capitalize(), justify="right", overflow="fold")
-    for client in {client.device: client for client in reversed(prepared.plan.clients)}.values():
+    for client in {client.device: client for client in prepared.plan.clients}.values():
         table.add_row(client.device, *(_need(prepared, client, name) for name in names))
     return [table]
 
