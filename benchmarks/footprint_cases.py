@@ -41,6 +41,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "bert-110M": {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     "distilbert-66M": {"model_type": "distilbert", "dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072},
 }
+for _side in (32, 128, 224):
+    MODELS[f"resnet18-{_side}"] = {
+        "model_type": "resnet", "image_size": _side, "num_channels": 3, "embedding_size": 64,
+        "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic", "hidden_act": "relu",
+    }  # fmt: skip
 for _encoder in ("gpt2-124M", "bert-110M", "distilbert-66M"):
     MODELS[_encoder]["pad_token_id"] = 0
 
@@ -111,9 +116,9 @@ def held_out_cases() -> tuple[Case, ...]:
     """The cases that count: drawn once with a fixed seed, plus the large ones."""
     draw = random.Random(20)
     drawn = []
-    blocks = {name: config.get("num_hidden_layers") or config.get("n_layer") or config["n_layers"]
-              for name, config in MODELS.items()}  # fmt: skip
-    small = [name for name in MODELS if name not in ("llama-1.1B", "llama-6.7B")]
+    small = [name for name in MODELS if name not in ("llama-1.1B", "llama-6.7B") and not name.startswith("resnet")]
+    blocks = {name: MODELS[name].get("num_hidden_layers") or MODELS[name].get("n_layer") or MODELS[name]["n_layers"]
+              for name in small}  # fmt: skip
     for index in range(44):
         model = small[index % len(small)]
         encoder = model.startswith(("bert", "distilbert"))

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed.job import Job
-from testbed.method import Block, Submodel
+from testbed.method import IMAGE_CLASSIFICATION, Block, Submodel
 
 if TYPE_CHECKING:
     from footprint_cases import Case
+
+    from testbed.task import Example
 
 
 # ── models: random weights, written once ─────────────────────────────────────────────────────────────────────────────
@@ -64,18 +66,35 @@ def write_model(case: Case, store_folder: Path) -> dict[str, Any]:
 
 
 def write_shard(case: Case, store_folder: Path) -> str:
-    """One batch of texts of different lengths, the longest as long as the case says."""
+    """One batch: of texts of different lengths, the longest as long as the case says; or of noisy images."""
     from testbed.model.content import ContentStore
-    from testbed.task import Example, Shard
+    from testbed.task import Shard
 
-    draw = random.Random(case.key)
-    lengths = [case.length, *(draw.randint(case.length // 2, case.length - 1) for _ in range(case.batch - 1))]
-    examples = [Example([draw.randrange(5, 1000) for _ in range(n)], label=i % 8) for i, n in enumerate(lengths)]
+    examples = _images(case) if case.task == IMAGE_CLASSIFICATION else _texts(case)
     partial = store_folder / f"shard-{os.getpid()}"
     Shard.of(examples, case.task, 8).save(partial)
     content = ContentStore(store_folder).put_file(partial)
     partial.unlink()
     return content
+
+
+def _texts(case: Case) -> list[Example]:
+    from testbed.task import Example
+
+    draw = random.Random(case.key)
+    lengths = [case.length, *(draw.randint(case.length // 2, case.length - 1) for _ in range(case.batch - 1))]
+    return [Example([draw.randrange(5, 1000) for _ in range(n)], label=i % 8) for i, n in enumerate(lengths)]
+
+
+def _images(case: Case) -> list[Example]:
+    import numpy as np
+    from footprint_cases import MODELS
+
+    from testbed.task import Example
+
+    draw = np.random.default_rng(7)
+    side = MODELS[case.model]["image_size"]
+    return [Example(label=i % 8, pixels=draw.integers(0, 256, (3, side, side), np.uint8)) for i in range(case.batch)]
 
 
 def job_of(case: Case, store_folder: Path) -> Job:

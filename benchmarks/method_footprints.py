@@ -18,17 +18,25 @@ from method_job import MethodCase, measured_phases, predict_case
 
 from testbed.cache import cache_folder
 from testbed.environment import describe_environment
+from testbed.method import IMAGE_CLASSIFICATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIB = 1 << 20
+WIDTHS = (1.0, 0.5, 0.125)
+IMAGE_MODEL, IMAGE_STAGES = "resnet18-32", 4
 BLOCKS = {"llama-60M": 12, "qwen3-60M": 10, "bert-110M": 12}
 STAGES = 4
 
 
 def cases() -> Iterator[MethodCase]:
-    """Every phase of every text method at least once on each of three models, of 10 to 12 blocks."""
+    """Every phase of every method at least once: of text on three models of 10 to 12 blocks, of images on one."""
+    for stage in range(IMAGE_STAGES):
+        yield MethodCase("scalefl", IMAGE_MODEL, round=stage, rounds=IMAGE_STAGES, batch=64, task=IMAGE_CLASSIFICATION)
+    for method in ("heterofl", "fedrolex"):
+        for width in WIDTHS:
+            yield MethodCase(method, IMAGE_MODEL, width=width, batch=64, task=IMAGE_CLASSIFICATION)
     for model, blocks in BLOCKS.items():
         for method in ("lora", "full_adapters", "linear_probe", "no_finetuning", "smartfed"):
             yield MethodCase(method, model)

@@ -13,7 +13,7 @@ from footprint_cases import CLASSES, MODELS, Case
 from footprint_job import measure_job, payload_of, write_model, write_shard
 
 from testbed.job import Job
-from testbed.method import Client, Method, Submodel
+from testbed.method import IMAGE_CLASSIFICATION, Client, Method, Submodel
 
 if TYPE_CHECKING:
     from testbed.model.checkpoint import BaseModel
@@ -27,6 +27,7 @@ class MethodCase:
     """A method's job in one of its rounds, for a client that was given the choice with `keep` blocks.
 
     keep   blocks of the choice (None: the largest one)
+    width  share of its channels that the choice has
     round  the round whose job it is, out of `rounds`
     state  scalars of the method's state before that round, where they are not those of its start
     """
@@ -35,6 +36,7 @@ class MethodCase:
     model: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     keep: int | None = None
+    width: float = 1.0
     round: int = 0
     rounds: int = 1
     state: Mapping[str, Any] = field(default_factory=dict)
@@ -66,7 +68,10 @@ class MethodCase:
     def __str__(self) -> str:
         words = [f"{name}={value}" for name, value in {**self.settings, **self.state}.items()]
         kept = "all" if self.keep is None else str(self.keep)
-        return f"{self.method} {' '.join(words)} on {self.model}, keep {kept}, round {self.round} of {self.rounds}"
+        wide = "" if self.width == 1 else f", width {self.width:g}"
+        return (
+            f"{self.method} {' '.join(words)} on {self.model}, keep {kept}{wide}, round {self.round} of {self.rounds}"
+        )
 
 
 def method_of(case: MethodCase) -> Method:
@@ -76,9 +81,9 @@ def method_of(case: MethodCase) -> Method:
 
 
 def choice_of(case: MethodCase, base: BaseModel) -> Submodel:
-    """The largest of the method's choices that has as many blocks as the case says."""
+    """The largest of the method's choices that is as deep and as wide as the case says."""
     choices = method_of(case).choices(base.shape)
-    return next(choice for choice in choices if case.keep is None or len(choice.blocks) == case.keep)
+    return next(c for c in choices if c.width == case.width and case.keep in (None, len(c.blocks)))
 
 
 def base_of(case: MethodCase, folder: Path) -> BaseModel:
@@ -86,6 +91,11 @@ def base_of(case: MethodCase, folder: Path) -> BaseModel:
     from testbed.model import blocks, checkpoint
     from testbed.model.content import ContentStore
 
+    if case.task == IMAGE_CLASSIFICATION:  # of an image model the configuration is enough: its weights are drawn
+        source = folder / case.model
+        source.mkdir(exist_ok=True)
+        (source / "config.json").write_text(json.dumps(MODELS[case.model]))
+        return checkpoint.BaseModel.open(source, ContentStore(folder), case.task, LABELS)
     content = write_model(case.base, folder)
     config = MODELS[case.model]
     skeleton = blocks.skeleton(config, case.task, LABELS, "float32")

@@ -1,6 +1,7 @@
 """The papers' claims beside what is measured here: the table *claim · paper's figure · ours · conditions*.
 
-    testbed experiment experiments/paper_claims.yaml         (the runs: hours on two cores; Ctrl-C, and go on later)
+    testbed experiment experiments/paper_claims.yaml          (the runs: hours on two cores; Ctrl-C, and go on later)
+    testbed experiment experiments/paper_claims_limited.yaml
     testbed experiment experiments/paper_claims_images.yaml
     python benchmarks/paper_claims.py [--models llama-1.1B bert-110M …] [--runs DIR] [--folder DIR]
 
@@ -23,11 +24,8 @@ from claims_runs import Curve, better, curve_of, fewer_bytes, speed_up
 from testbed.cache import cache_folder
 from testbed.environment import describe_environment
 
-MODELS = ("llama-6.7B", "llama-1.1B", "bert-110M")
+MODELS = ("llama-6.7B", "llama-1.1B", "bert-110M", "resnet18-224", "resnet18-128", "resnet18-32")
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-#: The inventory on which some devices cannot hold the whole model, and the one on which every device can.
-TIGHT, AMPLE = "default", "ample.yaml"
-
 Curves = Mapping[int, Curve]  # by seed
 
 
@@ -39,64 +37,68 @@ class RunClaim:
     paper: str
     own: str
     baseline: str
-    inventory: str
     how: Callable[[Curves, Curves], str]
 
 
-TEXT = (
-    RunClaim("DevFT sends fewer bytes than LoRA", "up to 10.67× (against C2A)", "devft", "lora", AMPLE, fewer_bytes),
+#: Every device can hold the whole model.
+AMPLE = (
+    RunClaim("DevFT sends fewer bytes than LoRA", "up to 10.67× (against C2A)", "devft", "lora", fewer_bytes),
     RunClaim("ChainFed sends fewer bytes than Full Adapters", "2.75–3.47× by FOAT alone", "chainfed", "full_adapters",
-             AMPLE, fewer_bytes),
-    RunClaim("SmartFed sends routers instead of LoRA", "routers < 0.1 % of the model", "smartfed", "lora", AMPLE,
              fewer_bytes),
-    RunClaim("DevFT reaches the target sooner than LoRA", "4.59× (against C2A)", "devft", "lora", AMPLE, speed_up),
-    RunClaim("DevFT, grouped evenly from half the depth", "–", "devft, even halves", "lora", AMPLE, speed_up),
-    RunClaim("SmartFed reaches the target sooner than LoRA", "3.95×", "smartfed", "lora", AMPLE, speed_up),
-    RunClaim("DevFT's quality after the same rounds, against LoRA", "+9.07 %", "devft", "lora", AMPLE, better),
-    RunClaim("DevFT, grouped evenly from half the depth: quality", "–", "devft, even halves", "lora", AMPLE, better),
-    RunClaim("ChainFed's quality against unlimited Full Adapters", "+1.61 … 2.86", "chainfed", "full_adapters",
-             AMPLE, better),
-    RunClaim("FedPruner's quality where LoRA leaves devices out", "+1.98 % … 11.11 %", "fedpruner", "lora", TIGHT,
-             better),
+    RunClaim("SmartFed sends routers instead of LoRA", "routers < 0.1 % of the model", "smartfed", "lora", fewer_bytes),
+    RunClaim("DevFT reaches the target sooner than LoRA", "4.59× (against C2A)", "devft", "lora", speed_up),
+    RunClaim("DevFT, grouped evenly from half the depth", "–", "devft, even halves", "lora", speed_up),
+    RunClaim("SmartFed reaches the target sooner than LoRA", "3.95×", "smartfed", "lora", speed_up),
+    RunClaim("DevFT's quality after the same rounds, against LoRA", "+9.07 %", "devft", "lora", better),
+    RunClaim("DevFT, grouped evenly from half the depth: quality", "–", "devft, even halves", "lora", better),
+    RunClaim("ChainFed's quality against unlimited Full Adapters", "+1.61 … 2.86", "chainfed", "full_adapters", better),
+)  # fmt: skip
+#: Some devices cannot hold the whole model.
+LIMITED = (
+    RunClaim("FedPruner's quality where LoRA leaves devices out", "+1.98 % … 11.11 %", "fedpruner", "lora", better),
     RunClaim("ChainFed's quality where Full Adapters leave devices out", "up to +46.46 %", "chainfed", "full_adapters",
-             TIGHT, better),
-    RunClaim("DevFT's quality where LoRA leaves devices out", "+9.07 %", "devft", "lora", TIGHT, better),
+             better),
+    RunClaim("DevFT's quality where LoRA leaves devices out", "+9.07 %", "devft", "lora", better),
 )  # fmt: skip
 IMAGES = (
-    RunClaim("ScaleFL reaches HeteroFL's target sooner", "up to 1.9×", "scalefl", "heterofl", AMPLE, speed_up),
-    RunClaim("ScaleFL's quality where full width leaves devices out, against HeteroFL", "up to +84.2 %", "scalefl",
-             "heterofl", TIGHT, better),
-    RunClaim("… against FedRolex", "up to +84.2 %", "scalefl", "fedrolex", TIGHT, better),
+    RunClaim("ScaleFL reaches the target of HeteroFL sooner", "up to 1.9×", "scalefl", "heterofl", speed_up),
+    RunClaim("ScaleFL's quality against HeteroFL", "up to +84.2 %", "scalefl", "heterofl", better),
+    RunClaim("ScaleFL's quality against FedRolex", "up to +84.2 %", "scalefl", "fedrolex", better),
 )  # fmt: skip
+RUNS = (
+    (AMPLE, "paper_claims", "devices that all hold the model"),
+    (LIMITED, "paper_claims_limited", "the emulated inventory, on which some devices cannot hold the model"),
+    (IMAGES, "paper_claims_images", "the emulated inventory"),
+)
 
 
-def curves_of(experiment: Path, runs_dir: Path) -> tuple[dict[tuple[str, str], dict[int, Curve]], str]:
-    """(label, inventory) → seed → curve of the finished runs, and the settings they share, in words."""
+def curves_of(experiment: Path, runs_dir: Path) -> tuple[dict[str, dict[int, Curve]], str]:
+    """Label → seed → curve of the finished runs, and the settings they share, in words."""
     from testbed.experiment import load_experiment
     from testbed.experiment_cells import DONE, standings
 
     loaded = load_experiment(experiment)
-    found: dict[tuple[str, str], dict[int, Curve]] = {}
+    found: dict[str, dict[int, Curve]] = {}
     for standing in standings(loaded.cells, runs_dir):
         if standing.state == DONE and standing.run is not None:
-            key = (standing.cell.label, standing.cell.circumstances[0])
-            found.setdefault(key, {})[standing.cell.seed] = curve_of(standing.run)
+            found.setdefault(standing.cell.label, {})[standing.cell.seed] = curve_of(standing.run)
     config = loaded.cells[0].config
     return found, f"{config.rounds} rounds × {config.steps} steps of {config.batch_size}"
 
 
-def run_rows(claims: tuple[RunClaim, ...], experiment: Path, runs_dir: Path) -> tuple[list[tuple[str, ...]], list[str]]:
+def run_rows(
+    claims: tuple[RunClaim, ...], experiment: Path, devices: str, runs_dir: Path
+) -> tuple[list[tuple[str, ...]], list[str]]:
     """Rows of those claims whose runs are there, and what is missing."""
     curves, settings = curves_of(experiment, runs_dir)
     rows, missing = [], []
     for claim in claims:
-        own, baseline = (curves.get((label, claim.inventory), {}) for label in (claim.own, claim.baseline))
+        own, baseline = (curves.get(label, {}) for label in (claim.own, claim.baseline))
         seeds = sorted(own.keys() & baseline.keys())
         if not seeds:
-            missing.append(f"{claim.claim}: no finished runs of {claim.own} and {claim.baseline} ({claim.inventory})")
+            missing.append(f"{claim.claim}: no finished runs of {claim.own} and {claim.baseline} in {experiment.name}")
             continue
         ours = claim.how({seed: own[seed] for seed in seeds}, {seed: baseline[seed] for seed in seeds})
-        devices = "emulated devices that all hold the model" if claim.inventory == AMPLE else "the default inventory"
         rows.append((claim.claim, claim.paper, ours, f"{devices}; {settings}; {len(seeds)} seeds"))
     return rows, missing
 
@@ -118,8 +120,8 @@ def main() -> None:
         for claim in claims_memory.claims(tuple(given.models))
     ]
     missing = []
-    for claims, name in ((TEXT, "paper_claims.yaml"), (IMAGES, "paper_claims_images.yaml")):
-        found, lacking = run_rows(claims, EXPERIMENTS / name, given.runs)
+    for claims, name, devices in RUNS:
+        found, lacking = run_rows(claims, EXPERIMENTS / f"{name}.yaml", devices, given.runs)
         rows += found
         missing += lacking
     print("| claim | paper's figure | ours | conditions |\n|---|---|---|---|")

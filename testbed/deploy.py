@@ -1,4 +1,4 @@
-"""What a run needs on its devices, known by hash: our code, the base model's configuration and blocks, the shards.
+"""What a run needs on its devices, known by hash: our code, contents of the model and the method, the shards.
 
 The engine makes it present on every job's way, because a method may bring new blocks in mid-run; here it is told
 beforehand what would travel, or sent beforehand.  A device that cannot be reached is an answer, and keeps nobody from
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from testbed.devices import NodeSettings
     from testbed.devices._agent_node import AgentNode
     from testbed.inventory import Device
-    from testbed.model.checkpoint import BaseModel
-    from testbed.run import Plan
+    from testbed.prepare import Prepared
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Cargo:
 
     device: str
     code_bytes: int = 0
-    model_bytes: int = 0  # configuration, blocks, and what is outside of them
+    model_bytes: int = 0  # configuration, blocks, what is outside of them, and files that the method reads
     shard_bytes: int = 0
     error: str | None = None
 
@@ -38,15 +37,25 @@ class Cargo:
         return self.code_bytes + self.model_bytes + self.shard_bytes
 
 
-def needed(plan: Plan, base: BaseModel, shards: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Device → every hash that the plan's first round needs there: the model's first, then the shards."""
+def needed(prepared: Prepared) -> dict[str, tuple[str, ...]]:
+    """Device → every hash that its clients' jobs of the first round name: the model's first, then the shards.
+
+    As if all clients were drawn; one that cannot take part in the first stage gets what every stage needs.
+    """
+    method, base, config = prepared.method, prepared.base, prepared.config
+    planned = prepared.plan.taking_part
+    clients = [plan.client() for plan in planned]
+    state = method.begin(method.start(base, prepared.work, clients, config.seed, config.rounds), base, 0)
+    able = [client for client in clients if method.admits(state, base, client)]
+    orders = {order.client: order for order in method.order(state, base, able, 0)}
     model: dict[str, dict[str, None]] = {}
     own: dict[str, dict[str, None]] = {}
-    for client in plan.taking_part:
-        blocks = client.client().submodel.blocks
-        hashes = [base.config_hash, base.outside, *(block.content or base.blocks[block.position] for block in blocks)]
-        model.setdefault(client.device, {}).update(dict.fromkeys(hashes))
-        own.setdefault(client.device, {})[shards[client.index]] = None
+    for plan in planned:
+        order = orders.get(plan.index)
+        blocks = [block.content for block in base.fill_in(order.submodel).blocks if block.content] if order else []
+        hashes = [base.config_hash, base.outside, *blocks, *(order.contents if order else ())]
+        model.setdefault(plan.device, {}).update(dict.fromkeys(hashes))
+        own.setdefault(plan.device, {})[prepared.shards[plan.index]] = None
     return {device: (*model[device], *own[device]) for device in model}
 
 

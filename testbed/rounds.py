@@ -210,10 +210,6 @@ def _stored(run: Run, jobs: Mapping[str, Job]) -> tuple[list[Result], dict[str, 
 
 
 def _job(run: Run, progress: Progress, order: Order, rate: float) -> Job:
-    blocks = tuple(
-        block if block.content else replace(block, content=run.base.blocks[block.position])
-        for block in order.submodel.blocks
-    )
     device = _current_plans(run.plan, progress.refitted)[order.client].device
     return Job(
         id=_job_id(run, progress.next_round, order),
@@ -225,7 +221,7 @@ def _job(run: Run, progress: Progress, order: Order, rate: float) -> Job:
         settings=run.config.settings,
         config=run.base.config_hash,
         outside=run.base.outside,
-        submodel=replace(order.submodel, blocks=blocks),
+        submodel=run.base.fill_in(order.submodel),
         shard=run.shards[order.client],
         work=replace(run.work, accelerator=run.accelerators.get(device, "cpu")),
         steps=run.config.steps,

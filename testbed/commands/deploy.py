@@ -39,7 +39,7 @@ def command(method: str | None, *, dry_run: bool, as_json: bool, **options: Any)
     prepared = session.settled(method, **options)
     deployment = Deployment(
         session.devices_of(prepared),
-        needed(prepared.plan, prepared.base, prepared.shards),
+        needed(prepared),
         prepared.shards,
         prepared.store.path,
         session.node_settings(prepared, f"deploy-{os.getpid()}", Path("unused")),

@@ -90,7 +90,7 @@ class BaseModel:
     def fill_in(self, submodel: Submodel) -> Submodel:
         """The same submodel, with the base model's own content where a block names none."""
         filled = (replace(block, content=block.content or self.blocks[block.position]) for block in submodel.blocks)
-        return Submodel(tuple(filled))
+        return replace(submodel, blocks=tuple(filled))
 
     def new_head(self, seed: int) -> dict[str, Tensor]:
         """Initial values of the parameters that the checkpoint lacks, float32, by canonical name."""
