@@ -136,7 +136,7 @@ def write_job(case: MethodCase, folder: Path) -> Path:
         id="case", run="benchmark", round=case.round, client=0, kind=order.kind, method=case.method,
         settings=dict(asdict(method)), config=base.config_hash, outside=base.outside,
         submodel=base.fill_in(order.submodel), shard=write_shard(case.base, folder), work=case.base.work, steps=2,
-        learning_rate=1e-3, seed=1, scalars=order.scalars, further=order.contents,
+        learning_rate=1e-3, seed=1, scalars=order.scalars, further=order.contents, reads_base=order.reads_base,
     )  # fmt: skip
     path = folder / f"method-job-{os.getpid()}.json"
     path.write_text(json.dumps(job.to_json()))

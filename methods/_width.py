@@ -84,7 +84,10 @@ class WidthMethod(SgdMethod):
     def order(self, state: State, base: BaseModel, clients: Sequence[Client], round_index: int) -> Sequence[Order]:
         shift = self.shift(round_index)
         slices = {width: _slices(state, base, width, shift) for width in {client.submodel.width for client in clients}}
-        return [Order(client.index, client.submodel, tensors=slices[client.submodel.width]) for client in clients]
+        return [
+            Order(client.index, client.submodel, tensors=slices[client.submodel.width], reads_base=False)
+            for client in clients
+        ]
 
     def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
         from testbed.model.combine import weighted_mean

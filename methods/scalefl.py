@@ -206,7 +206,7 @@ class ScaleFL(SgdMethod):
         stage = state.scalars["stage"]
         submodel = Submodel.first(self.depths(base.shape)[stage - 1])
         tensors, scalars = version(state.tensors, stage), {"stage": stage}
-        return [Order(client.index, submodel, tensors=tensors, scalars=scalars) for client in clients]
+        return [Order(client.index, submodel, tensors=tensors, scalars=scalars, reads_base=False) for client in clients]
 
     def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
         from testbed.model.combine import weighted_mean

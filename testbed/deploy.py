@@ -40,7 +40,7 @@ class Cargo:
 def needed(prepared: Prepared) -> dict[str, tuple[str, ...]]:
     """Device → every hash that its clients' jobs of the first round name: the model's first, then the shards.
 
-    As if all clients were drawn; one that cannot take part in the first stage gets what every stage needs.
+    As if all clients were drawn; of one that cannot take part in the first stage, the configuration alone.
     """
     method, base, config = prepared.method, prepared.base, prepared.config
     planned = prepared.plan.taking_part
@@ -51,9 +51,10 @@ def needed(prepared: Prepared) -> dict[str, tuple[str, ...]]:
     model: dict[str, dict[str, None]] = {}
     own: dict[str, dict[str, None]] = {}
     for plan in planned:
-        order = orders.get(plan.index)
-        blocks = [block.content for block in base.fill_in(order.submodel).blocks if block.content] if order else []
-        hashes = [base.config_hash, base.outside, *blocks, *(order.contents if order else ())]
+        hashes = [base.config_hash]
+        if order := orders.get(plan.index):
+            blocks = [block.content for block in base.fill_in(order.submodel).blocks if block.content]
+            hashes += [*([base.outside, *blocks] if order.reads_base else []), *order.contents]
         model.setdefault(plan.device, {}).update(dict.fromkeys(hashes))
         own.setdefault(plan.device, {})[prepared.shards[plan.index]] = None
     return {device: (*model[device], *own[device]) for device in model}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from testbed.method import Method, State, Submodel, Workload
     from testbed.model.checkpoint import BaseModel
+    from testbed.model.submodel import Built
     from testbed.task import Shard
 
 _BATCH = 32
@@ -40,10 +41,18 @@ def evaluate_snapshot(
     held_out: Shard,
 ) -> Quality:
     """Quality of one submodel with these tensors mounted; without a method, of the base weights alone."""
-    built = build(base.config, base.fill_in(submodel), base.store.path, base.outside, work, seed=0)
+    built = mounted(method, base, submodel, tensors, work)
     try:
-        if method is not None:
-            method.mount(built, tensors)
         return evaluate_batches(built.model, held_out, _BATCH, work.length, built.pad_token_id, work.accelerator)
     finally:
         built.close()
+
+
+def mounted(
+    method: Method | None, base: BaseModel, submodel: Submodel, tensors: Mapping[str, Tensor], work: Workload
+) -> Built:
+    """A submodel with the tensors of a method mounted; without a method, the base weights alone."""
+    built = build(base.config, base.fill_in(submodel), base.store.path, base.outside, work, seed=0)
+    if method is not None:
+        method.mount(built, tensors)
+    return built

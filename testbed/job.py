@@ -44,12 +44,14 @@ class Job:
     scalars: Mapping[str, Any] = field(default_factory=dict)
     state: str | None = None  # hash of the client's kept state that this job starts from
     further: tuple[str, ...] = ()  # hashes of files that the method itself reads
+    reads_base: bool = True  # else the job brings every weight itself
 
     @property
     def contents(self) -> tuple[str, ...]:
         """Every hash that must be present on the node, without repetition."""
         blocks = [block.content for block in self.submodel.blocks if block.content]
-        return tuple(dict.fromkeys([self.config, self.outside, *blocks, *self.further, self.shard]))
+        base = [self.outside, *blocks] if self.reads_base else []
+        return tuple(dict.fromkeys([self.config, *base, *self.further, self.shard]))
 
     def to_json(self) -> dict[str, Any]:
         """As `dataclasses.asdict`, without its deep copies: this is on the way of every job."""

@@ -200,6 +200,7 @@ class Order:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     scalars: Mapping[str, Any] = field(default_factory=dict)
     contents: tuple[str, ...] = ()  # hashes of further files that the job reads: sent once, and kept on the device
+    reads_base: bool = True  # False: `tensors` has every weight that the job needs, and nothing of the base is sent
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def prepare(
     facts = facts if facts is not None else known_facts(inventory)
     method = restore_method(config.method, config.settings)
     config, task, folder = _settled(config, method)
-    store = ContentStore(cache_folder() / "content")
+    store = content_store()
     clients = len(place_clients(inventory))
     data = _load(config, task, folder, say)
     work = Workload(
@@ -172,6 +172,11 @@ def known_facts(inventory: Inventory) -> dict[str, FactSheet]:
             f"and make ready again: testbed provision {' '.join(f'--only {name}' for name in doubts if doubts[name])}"
         )
     return {name: sheet for name, sheet in found.items() if sheet is not None}
+
+
+def content_store() -> ContentStore:
+    """Where base models are kept in blocks, and all else that is known by its hash."""
+    return ContentStore(cache_folder() / "content")
 
 
 def model_folder(name: str) -> Path:

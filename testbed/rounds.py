@@ -173,6 +173,8 @@ def _carry_out(
     jobs = {job.id: job for job in (_job(run, progress, order, rate) for order in orders)}
     tensors = {_job_id(run, progress.next_round, order): order.tensors for order in orders}
     results, paths = _stored(run, jobs)
+    for result in results:
+        run.watcher.job_ended(result)
     waiting = [job for job in jobs.values() if job.id not in {result.job for result in results}]
     deployed_before = run.engine.deployed_bytes
     sent: list[tuple[str, Job, Path | None]] = []
@@ -230,6 +232,7 @@ def _job(run: Run, progress: Progress, order: Order, rate: float) -> Job:
         scalars=order.scalars,
         state=progress.kept.get(str(order.client)),
         further=order.contents,
+        reads_base=order.reads_base,
     )
 
 

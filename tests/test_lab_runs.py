@@ -16,6 +16,9 @@ import pytest
 import yaml
 
 from testbed.job import FINISHED, OUT_OF_MEMORY, UNREACHABLE
+from testbed.method import IMAGE_CLASSIFICATION
+from testbed.plugins import all_methods
+from tests.contract.settings import words_of
 from tests.lab_runs import (
     BOARDS,
     FOLDER,
@@ -203,3 +206,20 @@ def test_boards_that_are_lost_cost_their_own_results_and_the_record_is_complete(
     assert f"left behind: {ORIN}: no connection" in " ".join(out.split())
     assert f"{ORIN}: its agent was ended" in study.desk.testbed("stop", folder.name, "--runs", folder.parent).out
     assert agent_pids(study.lab.host(ORIN)) == []
+
+
+# ── every method ─────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("method", sorted(all_methods().keys() - {"fedpruner"}))
+def test_a_round_of_every_other_method_goes_through(study, method):
+    words = ["--rounds", 1, "--evaluate-every", 1, *words_of(method)]
+    if all_methods()[method].default_task == IMAGE_CLASSIFICATION:
+        study.desk.testbed("run-method", method, "--inventory", study.inventory, "--runs", study.desk.folder / method,
+                           "--steps", 2, *words)  # fmt: skip
+    else:
+        study.desk.testbed("run-method", method, *study.words(method, *words))
+    [folder] = (study.desk.folder / method).glob(f"{method}-*")
+    assert status_of(folder)["state"] == "finished"
+    results = results_of(folder).values()
+    assert results
+    assert {result["outcome"] for result in results} == {FINISHED}
+    assert all(result["measurement"]["limit_bytes"] for result in results)

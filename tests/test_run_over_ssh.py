@@ -13,6 +13,7 @@ from dataclasses import asdict
 import pytest
 
 from testbed.node.baseline import measure_here
+from tests.contract.settings import words_of
 from tests.drills import wait_until
 from tests.ssh_server import SshServer
 from tests.tiny_lab import arguments, make_lab
@@ -98,6 +99,15 @@ def test_deploy_says_what_would_travel_and_sends_it_once(lab, testbed):
     assert [cargo["bytes"] for cargo in json.loads(testbed(*words, "--dry-run").stdout)] == [0, 0]
     assert not list(lab.glob("server-*/device/lock.json"))
     assert "model" in testbed(*words[:-1], "--dry-run").stdout
+
+
+def test_what_a_method_reads_beside_the_model_is_sent_beforehand_too(lab, testbed):
+    pool = words_of("smartfed")
+    testbed("deploy", "smartfed", *arguments(lab)[:-2], *pool, "--inventory", str(lab / "over.yaml"))
+    testbed("run-method", "smartfed", *over(lab, "experts", "--rounds", "1", *pool))
+    folder = only_run(lab, "experts")
+    assert status(folder)["state"] == "finished"
+    assert [record["deployed_bytes"] for record in rounds(folder)] == [0]
 
 
 def test_a_run_ends_in_the_same_state_as_on_emulated_devices_bit_for_bit(lab, testbed, emulated):

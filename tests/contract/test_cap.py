@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+import testbed
 from testbed import session
 from testbed.commands.run_method import command
 from testbed.inventory import Inventory
 from testbed.method import IMAGE_CLASSIFICATION
 from testbed.plugins import all_methods
 from testbed.prepare import prepare
+from testbed.task import evaluate_batches
 from tests.contract.settings import words_of
 from tests.tiny_lab import arguments, make_lab
 
@@ -29,6 +31,7 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def cache(lab, monkeypatch):
+    """Also of what is loaded after the run."""
     monkeypatch.setenv("TESTBED_CACHE", str(lab / "cache"))
 
 
@@ -50,11 +53,27 @@ def with_exactly(prepared, budget_bytes):
     return prepare(prepared.config, Inventory(tuple(devices)), lambda text: None)
 
 
-@pytest.mark.parametrize("method", sorted(all_methods()))
-def test_a_trainer_capped_at_its_prediction_is_never_killed(method, lab):
-    prepared = planned(method, lab)
-    exact = with_exactly(prepared, prepared.plan.clients[0].predicted_bytes)
-    folder = session.new_folder(exact, lab / "runs")
-    session.run(exact, folder, Console(file=io.StringIO()))
+@pytest.fixture(scope="module", params=sorted(all_methods()))
+def capped(request, lab):
+    """A run of each method, with exactly the budget that the plan predicted: what was settled, and its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TESTBED_CACHE", str(lab / "cache"))
+        prepared = planned(request.param, lab)
+        exact = with_exactly(prepared, prepared.plan.clients[0].predicted_bytes)
+        folder = session.new_folder(exact, lab / "runs")
+        session.run(exact, folder, Console(file=io.StringIO()))
+    return prepared, folder
+
+
+def test_a_trainer_capped_at_its_prediction_is_never_killed(capped):
+    prepared, folder = capped
     outcomes = [result.outcome for result in folder.results()]
     assert outcomes == ["finished"] * (ROUNDS if prepared.method.learns else 1)
+
+
+def test_a_loaded_run_is_the_model_that_was_evaluated(capped, lab):
+    prepared, folder = capped
+    model = testbed.load(folder.run_id, lab / "runs")
+    found = evaluate_batches(model, prepared.held_out, 32, prepared.work.length, model.config.pad_token_id or 0)
+    [evaluated] = [record.quality for record in folder.rounds() if record.quality]
+    assert (found.loss, found.accuracy) == (evaluated["loss"], evaluated["accuracy"])
