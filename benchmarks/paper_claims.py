@@ -66,7 +66,7 @@ IMAGES = (
     RunClaim("ScaleFL's quality against FedRolex", "up to +84.2 %", "scalefl", "fedrolex", better),
 )  # fmt: skip
 RUNS = (
-    (AMPLE, "paper_claims", "devices that all hold the model"),
+    (AMPLE, "paper_claims", "four clients on devices that all hold the model"),
     (LIMITED, "paper_claims_limited", "the emulated inventory, on which some devices cannot hold the model"),
     (IMAGES, "paper_claims_images", "the emulated inventory"),
 )
