@@ -123,11 +123,13 @@ class ChainFed(AdapterMethod):
         sizes = (min(self.window, blocks),) if self.window_by == "fixed" else range(blocks, 0, -1)
         yield from (_ending_with(blocks, size) for size in sizes)
 
-    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
-        """The probe, a window that stands for all with a branch, and the last window.
+    def agree(self, submodels: Sequence[Submodel]) -> Sequence[Submodel]:
+        if self.window_by == "device":
+            return submodels
+        return [min(submodels, key=_size)] * len(submodels)
 
-        A client of a run whose Q is less than its own trains shorter windows, which take less.
-        """
+    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
+        """The probe, a window that stands for all with a branch, and the last window."""
         blocks, size = len(shape), _size(submodel)
         phases = [self._probe_phase(shape, work)] if self.threshold < 1 else []
         if blocks > 1:

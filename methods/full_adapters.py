@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from methods._adapters import AdapterMethod
-from testbed.method import Client, ModelShape, Order, Phase, State, Submodel, Update, Workload
+from testbed.method import ModelShape, Phase, Submodel, Update, Workload
 
 if TYPE_CHECKING:
-    from testbed.model.checkpoint import BaseModel
     from testbed.node.workplace import Workplace
 
 
@@ -27,9 +25,6 @@ class FullAdapters(AdapterMethod):
 
     family: ClassVar[str] = "adapters, upper bound"
 
-    def choices(self, shape: ModelShape) -> Iterator[Submodel]:
-        yield Submodel.first(len(shape))
-
     def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
         from testbed.model.bottleneck import BottleneckShape
 
@@ -44,9 +39,6 @@ class FullAdapters(AdapterMethod):
                 trained_elements=shape.head_elements,
             ),
         )
-
-    def order(self, state: State, base: BaseModel, clients: Sequence[Client], round_index: int) -> Sequence[Order]:
-        return [Order(client.index, client.submodel, tensors=state.tensors) for client in clients]
 
     def work(self, workplace: Workplace) -> Update:
         from testbed.node.training import local_steps, update_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -15,7 +15,6 @@ from testbed.method import (
     Client,
     Method,
     ModelShape,
-    Order,
     Phase,
     Received,
     State,
@@ -56,9 +55,6 @@ class LinearProbe(Method):
                 f"{work.labels} classes: give it the pretrained model without one"
             )
 
-    def choices(self, shape: ModelShape) -> Iterator[Submodel]:
-        yield Submodel.first(len(shape))
-
     def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
         return (
             Phase(
@@ -75,9 +71,6 @@ class LinearProbe(Method):
     # ── server half ────────────────────────────────────────────────────────────────────────────────────────────────
     def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:
         return State(base.new_head(seed))
-
-    def order(self, state: State, base: BaseModel, clients: Sequence[Client], round_index: int) -> Sequence[Order]:
-        return [Order(client.index, client.submodel, tensors=state.tensors) for client in clients]
 
     def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
         from testbed.model.combine import weighted_mean

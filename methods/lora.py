@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from methods._lora import LoraMethod
-from testbed.method import Client, ModelShape, Order, Phase, State, Submodel, Update, Workload
+from testbed.method import ModelShape, Phase, Submodel, Update, Workload
 
 if TYPE_CHECKING:
-    from testbed.model.checkpoint import BaseModel
     from testbed.node.workplace import Workplace
 
 
@@ -28,14 +26,8 @@ class Lora(LoraMethod):
 
     family: ClassVar[str] = "LoRA, homogeneous"
 
-    def choices(self, shape: ModelShape) -> Iterator[Submodel]:
-        yield Submodel.first(len(shape))
-
     def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
         return (self.train_phase(submodel.blocks, shape, work),)
-
-    def order(self, state: State, base: BaseModel, clients: Sequence[Client], round_index: int) -> Sequence[Order]:
-        return [Order(client.index, client.submodel, tensors=state.tensors) for client in clients]
 
     def work(self, workplace: Workplace) -> Update:
         return self.train(workplace, workplace.job.submodel)

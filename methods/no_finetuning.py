@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -43,9 +43,6 @@ class NoFineTuning(Method):
 
     learns: ClassVar[bool] = False
     family: ClassVar[str] = "lower bound"
-
-    def choices(self, shape: ModelShape) -> Iterator[Submodel]:
-        yield Submodel.first(len(shape))
 
     def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
         return (Phase(_PHASE, submodel.blocks, work.batch_size, work.length, backward=False, streamed=True),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -97,9 +97,6 @@ class SmartFed(Method):
         from testbed.adapter_pool import find_pool
 
         return find_pool(self.pool, shape).sizes()
-
-    def choices(self, shape: ModelShape) -> Iterator[Submodel]:
-        yield Submodel.first(len(shape))
 
     def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
         return (

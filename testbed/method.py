@@ -277,9 +277,16 @@ class Method(ABC):
     def check(self, shape: ModelShape, work: Workload) -> None:  # noqa: B027 -- optional: most methods accept all
         """Raise UsageError when the settings cannot work with this model or workload."""
 
-    @abstractmethod
     def choices(self, shape: ModelShape) -> Iterator[Submodel]:
-        """Every submodel that a client could be given, largest first."""
+        """Every submodel that a client could be given, largest first: by default only the whole model."""
+        yield Submodel.first(len(shape))
+
+    def agree(self, submodels: Sequence[Submodel]) -> Sequence[Submodel]:
+        """What devices train that were fitted with these, once each is known: by default that, in the same order.
+
+        None may become larger than it was.
+        """
+        return submodels
 
     @abstractmethod
     def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
@@ -301,9 +308,12 @@ class Method(ABC):
         """Whether a client can take part in the round that has begun: a stage may be more than its device holds."""
         return True
 
-    @abstractmethod
-    def order(self, state: State, base: BaseModel, clients: Sequence[Client], round_index: int) -> Sequence[Order]:
-        """What each of this round's participants does; a client may be left out."""
+    def order(self, state: State, base: BaseModel, clients: Sequence[Client], round_index: int) -> Sequence[Order]:  # noqa: ARG002
+        """What each of this round's participants does; a client may be left out.
+
+        By default all train their own submodel, with every tensor of the state.
+        """
+        return [Order(client.index, client.submodel, tensors=state.tensors) for client in clients]
 
     @abstractmethod
     def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:

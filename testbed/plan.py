@@ -37,23 +37,19 @@ def make_plan(
         able = ", ".join(sorted(method.tasks))
         raise UsageError(f"{type(method).__name__} cannot do the task {work.task!r}; it can do {able}")
     method.check(shape, work)
-    devices = {device.name: device for device in inventory}
-    clients = []
-    fits: dict[str, ClientPlan] = {}
-    for index, name in enumerate(place_clients(inventory)):
-        if name not in fits:  # the clients of a device share its budget, in turns
-            own = replace(work, accelerator=devices[name].accelerator)
-            fits[name] = fit(method, shape, own, devices[name].budget.memory_bytes, baselines[name])
-        clients.append(
+    fits = _fits(method, shape, work, inventory, baselines)
+    plan = Plan(
+        tuple(
             replace(
-                fits[name],
+                fits[name],  # the clients of a device share its budget, in turns
                 index=index,
                 device=name,
                 examples=examples[index],
                 label_counts=tuple(label_counts[index]) if label_counts else (),
             )
+            for index, name in enumerate(place_clients(inventory))
         )
-    plan = Plan(tuple(clients))
+    )
     if not plan.taking_part:
         least = min(plan.refused, key=lambda client: (client.needed_bytes or 0) - client.budget_bytes)
         raise PlanError(
@@ -61,6 +57,23 @@ def make_plan(
             f"larger budget in the inventory, or choose a smaller model, batch or length, or --checkpointing"
         )
     return plan
+
+
+def _fits(
+    method: Method, shape: ModelShape, work: Workload, inventory: Inventory, baselines: Mapping[str, Baseline]
+) -> dict[str, ClientPlan]:
+    """Device → its plan: fitted for itself, then as all of them agree."""
+    works = {device.name: replace(work, accelerator=device.accelerator) for device in inventory}
+    fits = {
+        device.name: fit(method, shape, works[device.name], device.budget.memory_bytes, baselines[device.name])
+        for device in inventory
+    }
+    fitted = {name: plan.submodel for name, plan in fits.items() if plan.submodel is not None}
+    for name, submodel in zip(fitted, method.agree(tuple(fitted.values())), strict=True):
+        if submodel != fitted[name]:
+            footprint = predict(method.phases(submodel, shape, works[name]), shape, works[name], baselines[name])
+            fits[name] = _planned(submodel, footprint, fits[name].budget_bytes)
+    return fits
 
 
 def fit(method: Method, shape: ModelShape, work: Workload, budget_bytes: int, baseline: Baseline) -> ClientPlan:

@@ -95,7 +95,7 @@ BROKEN = {
     ),
     "an unfinished method": (
         "from lab_methods._base import Method\nclass A(Method): ...",
-        r"exactly one concrete Method, got A \(lacks choices, combine, ",
+        r"exactly one concrete Method, got A \(lacks combine, ",
     ),
 }
 

@@ -19,14 +19,8 @@ class Everything(LoraMethod):
 
     rank: int = 4
 
-    def choices(self, shape):
-        yield Submodel.first(len(shape))
-
     def phases(self, submodel, shape, work):
         return (self.train_phase(submodel.blocks, shape, work),)
-
-    def order(self, state, base, clients, round_index):
-        return [Order(client.index, client.submodel, tensors=state.tensors) for client in clients]
 
     def work(self, workplace):
         return self.train(workplace, workplace.job.submodel)

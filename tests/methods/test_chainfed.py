@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from methods.chainfed import ChainFed, Window, first_tuned, window_at
+from methods.chainfed import ChainFed, Window, _ending_with, first_tuned, window_at
 from methods.full_adapters import FullAdapters
+from testbed.config import load_inventory
 from testbed.errors import UsageError, WireError
 from testbed.evaluate import evaluate
 from testbed.method import CAUSAL_LM, SEQUENCE_CLASSIFICATION, Block, Phase, Submodel, Workload
@@ -17,6 +18,7 @@ from testbed.model.bottleneck import adapter_tensors, both_losses, fill_adapters
 from testbed.model.combine import state_hash
 from testbed.model.footprint import Baseline, Coefficients, predict
 from testbed.model.surgery import block_list
+from testbed.plan import make_plan
 from testbed.rounds import federate
 from testbed.task import Batch, Shard
 from tests.contract.conftest import cheap_collection, one_thread  # noqa: F401 -- fixtures
@@ -380,3 +382,28 @@ def test_the_global_weight_follows_the_architecture_unless_it_is_given(tmp_path)
 def test_settings_that_cannot_work_are_refused_in_the_plan(settings, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         ChainFed(**settings).check(base_model(tmp_path).shape, WORK)
+
+
+def test_devices_agree_on_the_lowest_ones_window_and_the_plan_predicts_that(tmp_path):
+    shape = base_model(tmp_path).shape
+    fitted = (_ending_with(BLOCKS, 4), _ending_with(BLOCKS, 2), _ending_with(BLOCKS, 3))
+    assert ChainFed().agree(fitted) == [_ending_with(BLOCKS, 2)] * 3
+    assert ChainFed(window_by="device").agree(fitted) == fitted
+    budgets = {"large": 1 << 30, "small": least_budget(ChainFed(), shape)}
+    (tmp_path / "lab.yaml").write_text(emulated(budgets))
+    baselines = dict.fromkeys(budgets, Baseline(100 << 20, 0))
+    plan = make_plan(ChainFed(), shape, WORK, load_inventory(tmp_path / "lab.yaml"), [48, 48], [], baselines)
+    large, small = plan.clients
+    assert large.submodel == small.submodel
+    assert large.predicted_bytes == small.predicted_bytes <= budgets["small"]
+
+
+def least_budget(method, shape):
+    """What the smallest choice is predicted to need."""
+    *_, smallest = method.choices(shape)
+    return predict(method.phases(smallest, shape, WORK), shape, WORK, Baseline(100 << 20, 0)).bytes
+
+
+def emulated(budgets):
+    text = "defaults: {kind: emulated, profile: raspberry_pi_5_4gb}\ndevices:\n"
+    return text + "".join(f'  {name}: {{budget: {{memory: "{memory} B"}}}}\n' for name, memory in budgets.items())
