@@ -1,7 +1,6 @@
 """The papers' claims beside what is measured here: the table *claim · paper's figure · ours · conditions*.
 
     testbed experiment experiments/paper_claims.yaml          (the runs: hours on two cores; Ctrl-C, and go on later)
-    testbed experiment experiments/paper_claims_longer.yaml
     testbed experiment experiments/paper_claims_limited.yaml
     testbed experiment experiments/paper_claims_images.yaml
     python benchmarks/paper_claims.py [--models llama-1.1B bert-110M …] [--runs DIR] [--folder DIR]
@@ -54,11 +53,6 @@ AMPLE = (
     RunClaim("DevFT, grouped evenly from half the depth: quality", "–", "devft, even halves", "lora", better),
     RunClaim("ChainFed's quality against unlimited Full Adapters", "+1.61 … 2.86", "chainfed", "full_adapters", better),
 )  # fmt: skip
-#: The same, for four times as long.
-LONGER = (
-    RunClaim("DevFT's quality against LoRA, four times as long", "+9.07 %", "devft", "lora", better),
-    RunClaim("ChainFed's quality against LoRA, four times as long", "–", "chainfed", "lora", better),
-)
 #: Some devices cannot hold the whole model.
 LIMITED = (
     RunClaim("FedPruner's quality where LoRA leaves devices out", "+1.98 % … 11.11 %", "fedpruner", "lora", better),
@@ -73,7 +67,6 @@ IMAGES = (
 )  # fmt: skip
 RUNS = (
     (AMPLE, "paper_claims", "four clients on devices that all hold the model"),
-    (LONGER, "paper_claims_longer", "four clients on devices that all hold the model"),
     (LIMITED, "paper_claims_limited", "the emulated inventory, on which some devices cannot hold the model"),
     (IMAGES, "paper_claims_images", "the emulated inventory"),
 )
