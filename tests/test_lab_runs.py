@@ -16,9 +16,12 @@ import pytest
 import yaml
 
 from testbed.job import FINISHED, OUT_OF_MEMORY, UNREACHABLE
-from testbed.method import IMAGE_CLASSIFICATION
+from testbed.method import IMAGE_CLASSIFICATION, SEQUENCE_CLASSIFICATION
+from testbed.model.checkpoint import BaseModel
+from testbed.model.content import ContentStore
 from testbed.plugins import all_methods
-from tests.contract.settings import words_of
+from tests.contract.harness import CLASSES
+from tests.contract.settings import make_pool
 from tests.lab_runs import (
     BOARDS,
     FOLDER,
@@ -209,9 +212,17 @@ def test_boards_that_are_lost_cost_their_own_results_and_the_record_is_complete(
 
 
 # ── every method ─────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture(scope="module")
+def pool(study, tmp_path_factory):
+    """Adapters for the study's model."""
+    contents = ContentStore(tmp_path_factory.mktemp("contents"))
+    base = BaseModel.open(study.desk.folder / "model", contents, SEQUENCE_CLASSIFICATION, CLASSES)
+    return make_pool(tmp_path_factory.mktemp("pool"), base)
+
+
 @pytest.mark.parametrize("method", sorted(all_methods().keys() - {"fedpruner"}))
-def test_a_round_of_every_other_method_goes_through(study, method):
-    words = ["--rounds", 1, "--evaluate-every", 1, *words_of(method)]
+def test_a_round_of_every_other_method_goes_through(study, method, pool):
+    words = ["--rounds", 1, "--evaluate-every", 1, *(["--set", f"pool={pool}"] if method == "smartfed" else [])]
     if all_methods()[method].default_task == IMAGE_CLASSIFICATION:
         study.desk.testbed("run-method", method, "--inventory", study.inventory, "--runs", study.desk.folder / method,
                            "--steps", 2, *words)  # fmt: skip

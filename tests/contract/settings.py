@@ -36,10 +36,14 @@ def pool():
     """Two adapters of rank 4 with random factors, for the tests' model; they are gone with the process."""
     folder = Path(tempfile.mkdtemp(prefix="adapters-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    base = base_model(folder)
+    return make_pool(folder / "pool", base_model(folder))
+
+
+def make_pool(folder, base):
+    """Two adapters for a model; the folder again."""
     for seed in (1, 2):
-        write_adapter(folder / "pool" / f"random-{seed}", base, LoraShape(4, ("q_proj", "v_proj")), seed)
-    return folder / "pool"
+        write_adapter(folder / f"random-{seed}", base, LoraShape(4, ("q_proj", "v_proj")), seed)
+    return folder
 
 
 def write_adapter(folder, base, lora, seed, alpha=8.0):
