@@ -74,15 +74,28 @@ class MethodCase:
         )
 
 
-def method_of(case: MethodCase) -> Method:
+def method_of(case: MethodCase, base: BaseModel) -> Method:
+    """SmartFed composes adapters: two random ones for the case's own model."""
     from testbed.plugins import restore_method
 
-    return restore_method(case.method, case.settings)
+    pool = {"pool": str(_random_pool(case, base))} if case.method == "smartfed" else {}
+    return restore_method(case.method, {**case.settings, **pool})
+
+
+def _random_pool(case: MethodCase, base: BaseModel) -> Path:
+    from testbed.model.adapters import LoraShape, export_peft, lora_tensors
+
+    pool = base.folder / f"pool-{case.model}"
+    for seed in (1, 2):
+        if not (pool / str(seed)).is_dir():
+            lora = LoraShape(4, ("all-linear",))
+            export_peft(pool / str(seed), base, lora_tensors(base.shape, lora, seed), lora, 8.0, 0.0, case.base.work)
+    return pool
 
 
 def choice_of(case: MethodCase, base: BaseModel) -> Submodel:
     """The largest of the method's choices that is as deep and as wide as the case says."""
-    choices = method_of(case).choices(base.shape)
+    choices = method_of(case, base).choices(base.shape)
     return next(c for c in choices if c.width == case.width and case.keep in (None, len(c.blocks)))
 
 
@@ -120,14 +133,15 @@ def predict_case(case: MethodCase, folder: Path, baseline: Baseline) -> Footprin
     from testbed.model.footprint import predict
 
     base, work = base_of(case, folder), case.base.work
-    return predict(method_of(case).phases(choice_of(case, base), base.shape, work), base.shape, work, baseline)
+    return predict(method_of(case, base).phases(choice_of(case, base), base.shape, work), base.shape, work, baseline)
 
 
 def write_job(case: MethodCase, folder: Path) -> Path:
     """What the method's server half orders in the round, as a job file with its payload beside it."""
     from testbed.updates import write_tensors
 
-    base, method = base_of(case, folder), method_of(case)
+    base = base_of(case, folder)
+    method = method_of(case, base)
     client = Client(0, "here", case.batch, choice_of(case, base))
     state = method.start(base, case.base.work, [client], 0, case.rounds)
     state = method.begin(replace(state, scalars={**state.scalars, **case.state}), base, case.round)
