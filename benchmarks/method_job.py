@@ -86,9 +86,9 @@ def _random_pool(case: MethodCase, base: BaseModel) -> Path:
     from testbed.model.adapters import LoraShape, export_peft, lora_tensors
 
     pool = base.folder / f"pool-{case.model}"
+    lora = LoraShape(4, ("query", "value") if case.model.startswith("bert") else ("q_proj", "v_proj"))
     for seed in (1, 2):
         if not (pool / str(seed)).is_dir():
-            lora = LoraShape(4, ("all-linear",))
             export_peft(pool / str(seed), base, lora_tensors(base.shape, lora, seed), lora, 8.0, 0.0, case.base.work)
     return pool
 
