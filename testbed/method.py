@@ -284,7 +284,7 @@ class Method(ABC):
     def agree(self, submodels: Sequence[Submodel]) -> Sequence[Submodel]:
         """What devices train that were fitted with these, once each is known: by default that, in the same order.
 
-        None may become larger than it was.
+        There is at least one, and none may become larger than it was.
         """
         return submodels
 

@@ -69,7 +69,8 @@ def _fits(
         for device in inventory
     }
     fitted = {name: plan.submodel for name, plan in fits.items() if plan.submodel is not None}
-    for name, submodel in zip(fitted, method.agree(tuple(fitted.values())), strict=True):
+    agreed = method.agree(tuple(fitted.values())) if fitted else ()
+    for name, submodel in zip(fitted, agreed, strict=True):
         if submodel != fitted[name]:
             footprint = predict(method.phases(submodel, shape, works[name]), shape, works[name], baselines[name])
             fits[name] = _planned(submodel, footprint, fits[name].budget_bytes)

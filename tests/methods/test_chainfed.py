@@ -10,7 +10,7 @@ import torch
 from methods.chainfed import ChainFed, Window, _ending_with, first_tuned, window_at
 from methods.full_adapters import FullAdapters
 from testbed.config import load_inventory
-from testbed.errors import UsageError, WireError
+from testbed.errors import PlanError, UsageError, WireError
 from testbed.evaluate import evaluate
 from testbed.method import CAUSAL_LM, SEQUENCE_CLASSIFICATION, Block, Phase, Submodel, Workload
 from testbed.model.blocks import describe
@@ -396,6 +396,10 @@ def test_devices_agree_on_the_lowest_ones_window_and_the_plan_predicts_that(tmp_
     large, small = plan.clients
     assert large.submodel == small.submodel
     assert large.predicted_bytes == small.predicted_bytes <= budgets["small"]
+
+    with pytest.raises(PlanError, match="no device can take part"):
+        (tmp_path / "lab.yaml").write_text(emulated({"large": 1 << 20, "small": 1 << 20}))
+        make_plan(ChainFed(), shape, WORK, load_inventory(tmp_path / "lab.yaml"), [48, 48], [], baselines)
 
 
 def least_budget(method, shape):
