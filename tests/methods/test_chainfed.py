@@ -397,8 +397,8 @@ def test_devices_agree_on_the_lowest_ones_window_and_the_plan_predicts_that(tmp_
     assert large.submodel == small.submodel
     assert large.predicted_bytes == small.predicted_bytes <= budgets["small"]
 
+    (tmp_path / "lab.yaml").write_text(emulated({"large": 1 << 20, "small": 1 << 20}))
     with pytest.raises(PlanError, match="no device can take part"):
-        (tmp_path / "lab.yaml").write_text(emulated({"large": 1 << 20, "small": 1 << 20}))
         make_plan(ChainFed(), shape, WORK, load_inventory(tmp_path / "lab.yaml"), [48, 48], [], baselines)
 
 
