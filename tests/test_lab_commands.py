@@ -128,6 +128,10 @@ def deploy(study, *more, code=0, inventory=None):
     return {cargo["device"]: cargo for cargo in told}
 
 
+def blocks_of(told):
+    return {name: cargo["model_bytes"] // BLOCK_BYTES for name, cargo in told.items()}
+
+
 @pytest.fixture
 def empty_boards(study):
     study.desk.testbed("clean", "--inventory", study.inventory, "--all", "--contents")
@@ -137,8 +141,10 @@ def empty_boards(study):
 
 
 def test_deploy_tells_what_travels_sends_it_and_then_nothing_travels(study, empty_boards):
+    without_a_probe = deploy(study, "--dry-run", "--set", "selection=even")
+    assert blocks_of(without_a_probe) == {ORIN: 4, PI5: 4, PI4: 2}
     would = deploy(study, "--dry-run")
-    assert {name: cargo["model_bytes"] // BLOCK_BYTES for name, cargo in would.items()} == {ORIN: 4, PI5: 4, PI4: 2}
+    assert blocks_of(would) == {ORIN: 4, PI5: 4, PI4: 4}  # a probe passes over the whole model, block by block
     assert all(cargo["code_bytes"] > 0 and cargo["shard_bytes"] > 0 for cargo in would.values())
     assert all(console(host, f"ls {FOLDER}/content 2>/dev/null", code=None) == "" for host in empty_boards)
 

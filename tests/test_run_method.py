@@ -56,10 +56,18 @@ def status(folder):
     return json.loads((folder / "status.json").read_text())
 
 
-def groups():
+def all_groups():
     """Of runs; those of a virtual lab's hosts are none."""
     found = {path for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/memory") for path in Path(root).glob("testbed*")}
     return {path for path in found if not path.name.startswith("testbed-lab-")}
+
+
+#: What somebody whose agents were killed has left on this machine, before and not by these tests.
+LEFT_BEFORE = all_groups()
+
+
+def groups():
+    return all_groups() - LEFT_BEFORE
 
 
 @contextmanager
