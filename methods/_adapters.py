@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from methods._averaging import AveragingMethod
 from testbed.errors import UsageError
-from testbed.method import Client, Method, ModelShape, Received, State, Workload
+from testbed.method import Client, ModelShape, State, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AdapterMethod(Method):
+class AdapterMethod(AveragingMethod):
     """An adapter h + up(gelu(down h)) behind every block, and the task's head where it has a new one.
 
     bottleneck   outputs of down: how narrow the adapters are
@@ -28,6 +29,7 @@ class AdapterMethod(Method):
     bottleneck: int = 32
 
     def check(self, shape: ModelShape, work: Workload) -> None:
+        super().check(shape, work)
         if self.bottleneck < 1:
             raise UsageError(f"setting bottleneck={self.bottleneck}: expected at least 1")
 
@@ -35,11 +37,6 @@ class AdapterMethod(Method):
         from testbed.model.bottleneck import adapter_tensors
 
         return State({**adapter_tensors(base.shape, self.bottleneck, seed), **base.new_head(seed)})
-
-    def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
-        from testbed.model.combine import weighted_mean
-
-        return State(weighted_mean(state.tensors, received), state.scalars, state.blocks)
 
     def mount(self, built: Built, tensors: Mapping[str, Tensor]) -> None:
         from testbed.model.bottleneck import fill_adapters, mount_adapters

@@ -8,14 +8,13 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+from methods._averaging import AveragingMethod
 from testbed.errors import UsageError
 from testbed.method import (
     Block,
     Client,
-    Method,
     ModelShape,
     Phase,
-    Received,
     State,
     Submodel,
     Update,
@@ -34,7 +33,7 @@ ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True)
-class LoraMethod(Method):
+class LoraMethod(AveragingMethod):
     """LoRA on the linear maps of the kept blocks, and on the task's head where it has a new one.
 
     rank      r of the LoRA paper (arXiv:2106.09685): factors A (r × inputs) and B (outputs × r)
@@ -52,19 +51,13 @@ class LoraMethod(Method):
         """The adapters' shape on this model; every target named."""
         from testbed.model.adapters import LoraShape
 
-        names = tuple(dict.fromkeys(linear.path.split(".")[-1] for block in shape.blocks for linear in block))
-        targets = names if self.targets == (ALL_LINEAR,) else self.targets
-        return LoraShape(self.rank, targets, dropout=self.dropout > 0)
+        return LoraShape(self.rank, named_targets(self.targets, shape), dropout=self.dropout > 0)
 
     def check(self, shape: ModelShape, work: Workload) -> None:
-        known = {linear.path.split(".")[-1] for block in shape.blocks for linear in block}
+        super().check(shape, work)
         if self.rank < 1:
             raise UsageError(f"setting rank={self.rank}: expected at least 1")
-        if unknown := set(self.targets) - known - {ALL_LINEAR}:
-            raise UsageError(
-                f"setting targets={','.join(self.targets)}: {min(unknown)!r} is no linear map of a "
-                f"{shape.architecture} block; there are {', '.join(sorted(known))} (or {ALL_LINEAR})"
-            )
+        check_targets(self.targets, shape)
 
     def train_phase(self, blocks: Sequence[Block], shape: ModelShape, work: Workload) -> Phase:
         """The phase in which adapters on `blocks` are trained end to end."""
@@ -82,11 +75,6 @@ class LoraMethod(Method):
         from testbed.model.adapters import lora_tensors
 
         return State({**lora_tensors(base.shape, self.lora(base.shape), seed), **base.new_head(seed)})
-
-    def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
-        from testbed.model.combine import weighted_mean
-
-        return State(weighted_mean(state.tensors, received), state.scalars, state.blocks)
 
     def export(self, state: State, base: BaseModel, work: Workload, folder: Path) -> None:
         from testbed.model.adapters import export_peft
@@ -121,6 +109,22 @@ class LoraMethod(Method):
         workplace.phase(phase)
         trained = local_steps(workplace, built)
         return update_of(workplace, built.trainable(), trained, **scalars)
+
+
+def named_targets(targets: tuple[str, ...], shape: ModelShape) -> tuple[str, ...]:
+    """The setting `targets` with every linear map named."""
+    names = tuple(dict.fromkeys(linear.path.split(".")[-1] for block in shape.blocks for linear in block))
+    return names if targets == (ALL_LINEAR,) else targets
+
+
+def check_targets(targets: tuple[str, ...], shape: ModelShape) -> None:
+    """Raise UsageError where one of them is no linear map of this model's blocks."""
+    known = set(named_targets((ALL_LINEAR,), shape))
+    if unknown := set(targets) - known - {ALL_LINEAR}:
+        raise UsageError(
+            f"setting targets={','.join(targets)}: {min(unknown)!r} is no linear map of a "
+            f"{shape.architecture} block; there are {', '.join(sorted(known))} (or {ALL_LINEAR})"
+        )
 
 
 def tensors_of(state: State, shape: ModelShape, positions: Sequence[int]) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+from methods._averaging import AveragingMethod
 from testbed.errors import UsageError
-from testbed.method import IMAGE_CLASSIFICATION, RESIDENT, SEQUENCE_CLASSIFICATION, Method, ModelShape, Workload
+from testbed.method import IMAGE_CLASSIFICATION, RESIDENT, SEQUENCE_CLASSIFICATION, ModelShape, Workload
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SgdMethod(Method):
+class SgdMethod(AveragingMethod):
     """Base weights are trained by SGD, without clipping.
 
     momentum      of SGD
@@ -32,6 +33,7 @@ class SgdMethod(Method):
     rate_scale: float = 5.0
 
     def check(self, shape: ModelShape, work: Workload) -> None:
+        super().check(shape, work)
         if not 0 <= self.momentum < 1:
             raise UsageError(f"setting momentum={self.momentum}: expected at least 0, below 1")
         if self.weight_decay < 0:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from methods._sgd import SgdMethod
 from testbed.errors import UsageError
-from testbed.method import Client, ModelShape, Order, Part, Phase, Received, State, Submodel, Update, Workload
+from testbed.method import Client, ModelShape, Order, Part, Phase, State, Submodel, Update, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,9 @@ class WidthMethod(SgdMethod):
              number are passed over
     """
 
-    family: ClassVar[str] = "width"
+    family: ClassVar[str] = "width or depth, from scratch"
+    memory: ClassVar[str] = "the width that fits, trained through"
+    traffic: ClassVar[str] = "these weights, both ways"
 
     ratios: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125, 0.0625)
 
@@ -88,11 +90,6 @@ class WidthMethod(SgdMethod):
             Order(client.index, client.submodel, tensors=slices[client.submodel.width], reads_base=False)
             for client in clients
         ]
-
-    def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
-        from testbed.model.combine import weighted_mean
-
-        return State(weighted_mean(state.tensors, received), state.scalars)
 
     def export(self, state: State, base: BaseModel, work: Workload, folder: Path) -> None:
         """Write the wide model as a Hugging Face model folder."""

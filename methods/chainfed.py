@@ -101,7 +101,9 @@ class ChainFed(AdapterMethod):
     samples        token vectors on which similarity is computed, at most
     """
 
-    family: ClassVar[str] = "adapters, memory-fitted"
+    family: ClassVar[str] = "adapters"
+    memory: ClassVar[str] = "a window of blocks, trained through; what lies below one at a time"
+    traffic: ClassVar[str] = "all adapters down, the window's up"
 
     window: int = 2
     window_by: Literal["lowest", "fixed", "device"] = "lowest"
@@ -110,6 +112,10 @@ class ChainFed(AdapterMethod):
     samples: int = 512
 
     # ── plan ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def leaks(self) -> str:
+        return "the first block that is trained follows from what clients say of their data"
+
     def check(self, shape: ModelShape, work: Workload) -> None:
         super().check(shape, work)
         if self.window < 1 or self.samples < 2:

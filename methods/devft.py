@@ -56,7 +56,9 @@ class DevFT(StagedLora):
     fusion            "differential": DBLF; its ablations: "anchor" (R-ONE), "sum", "mean"
     """
 
-    family: ClassVar[str] = "depth, progressive"
+    family: ClassVar[str] = "LoRA, layers that fit"
+    memory: ClassVar[str] = "the stage's fused blocks, trained through"
+    traffic: ClassVar[str] = "A and B of the stage, both ways; new blocks once a stage"
 
     capacities: tuple[int, ...] = ()
     beta: float = 0.1

@@ -61,7 +61,9 @@ class FedPruner(LoraMethod):
     samples      token vectors on which similarity is computed
     """
 
-    family: ClassVar[str] = "depth, memory-fitted"
+    family: ClassVar[str] = "LoRA, layers that fit"
+    memory: ClassVar[str] = "the blocks that fit, trained through; a probe holds one"
+    traffic: ClassVar[str] = "A and B of all down, of the kept blocks up"
 
     granularity: Literal["block", "part"] = "block"
     selection: Literal["importance", "random", "even", "first", "last"] = "importance"
@@ -71,6 +73,10 @@ class FedPruner(LoraMethod):
     samples: int = 512
 
     # ── plan ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def leaks(self) -> str:
+        return "which blocks a client trains follows from its data" if self.selection == "importance" else ""
+
     def check(self, shape: ModelShape, work: Workload) -> None:
         super().check(shape, work)
         if self.probe_every < 1 or self.samples < 2:

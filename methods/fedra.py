@@ -28,7 +28,9 @@ class FedRA(LoraMethod):
     examples; norms, which are frozen here, are averaged nowhere.  LoRA is on all linear maps by default (`targets`).
     """
 
-    family: ClassVar[str] = "depth, memory-fitted"
+    family: ClassVar[str] = "LoRA, layers that fit"
+    memory: ClassVar[str] = "the blocks that fit, trained through"
+    traffic: ClassVar[str] = "A and B of the drawn blocks, both ways"
 
     def choices(self, shape: ModelShape) -> Iterator[Submodel]:
         yield from (Submodel.first(count) for count in range(len(shape), 0, -1))

@@ -23,7 +23,9 @@ class FullAdapters(AdapterMethod):
     A device that cannot hold the whole model takes no part: that is what the memory-fitted methods are compared with.
     """
 
-    family: ClassVar[str] = "adapters, upper bound"
+    family: ClassVar[str] = "adapters"
+    memory: ClassVar[str] = "whole model, trained through"
+    traffic: ClassVar[str] = "adapters, both ways"
 
     def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
         from testbed.model.bottleneck import BottleneckShape

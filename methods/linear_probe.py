@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from methods._averaging import AveragingMethod
 from testbed.errors import UsageError
 from testbed.method import (
     IMAGE_CLASSIFICATION,
     SEQUENCE_CLASSIFICATION,
     STREAMED,
     Client,
-    Method,
     ModelShape,
     Phase,
-    Received,
     State,
     Submodel,
     Update,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LinearProbe(Method):
+class LinearProbe(AveragingMethod):
     """Every client trains the task's head on the frozen model's features; the server averages it, by examples.
 
     The lower bound of ChainFed's tables ("linear probing", arXiv:2604.06819).  Evidence: its name; our reading is that
@@ -43,12 +42,15 @@ class LinearProbe(Method):
     """
 
     tasks: ClassVar[frozenset[str]] = frozenset({SEQUENCE_CLASSIFICATION, IMAGE_CLASSIFICATION})
-    family: ClassVar[str] = "lower bound"
+    family: ClassVar[str] = "bounds"
+    memory: ClassVar[str] = "whole model (or a block), forward only"
+    traffic: ClassVar[str] = "the head, both ways"
 
     streamed: bool = False
 
     # ── plan ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def check(self, shape: ModelShape, work: Workload) -> None:
+        super().check(shape, work)
         if not shape.head_elements:
             raise UsageError(
                 f"linear_probe trains a new head, and this {shape.architecture} checkpoint has its own for "
@@ -71,11 +73,6 @@ class LinearProbe(Method):
     # ── server half ────────────────────────────────────────────────────────────────────────────────────────────────
     def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:
         return State(base.new_head(seed))
-
-    def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
-        from testbed.model.combine import weighted_mean
-
-        return State(weighted_mean(state.tensors, received))
 
     def export(self, state: State, base: BaseModel, work: Workload, folder: Path) -> None:
         """Write the head, all that the base model's own folder lacks, as head.safetensors."""

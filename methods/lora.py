@@ -25,6 +25,8 @@ class Lora(LoraMethod):
     """
 
     family: ClassVar[str] = "LoRA, homogeneous"
+    memory: ClassVar[str] = "whole model, trained through"
+    traffic: ClassVar[str] = "A and B, both ways"
 
     def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
         return (self.train_phase(submodel.blocks, shape, work),)

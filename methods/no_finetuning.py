@@ -42,7 +42,9 @@ class NoFineTuning(Method):
     """
 
     learns: ClassVar[bool] = False
-    family: ClassVar[str] = "lower bound"
+    family: ClassVar[str] = "bounds"
+    memory: ClassVar[str] = "one block, forward only"
+    traffic: ClassVar[str] = "a loss up, once"
 
     def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
         return (Phase(_PHASE, submodel.blocks, work.batch_size, work.length, backward=False, streamed=True),)

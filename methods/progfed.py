@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from methods._lora import tensors_of
@@ -41,7 +41,9 @@ class ProgFed(StagedLora):
                       trained; 0: none
     """
 
-    family: ClassVar[str] = "depth, progressive"
+    family: ClassVar[str] = "LoRA, layers that fit"
+    memory: ClassVar[str] = "the stage's first blocks, trained through"
+    traffic: ClassVar[str] = "A and B of the stage, both ways"
 
     warmup_rounds: int = 0
 
@@ -75,7 +77,7 @@ class ProgFed(StagedLora):
 
     def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
         combined = super().combine(state, base, received)
-        return State(combined.tensors, {**combined.scalars, "trained": combined.scalars["trained"] + 1})
+        return replace(combined, scalars={**combined.scalars, "trained": combined.scalars["trained"] + 1})
 
     def snapshots(self, state: State, base: BaseModel) -> Sequence[Snapshot]:
         grown = Submodel.first(self.depth(state, base.shape))

@@ -68,12 +68,14 @@ class ScaleFL(SgdMethod):
 
     stages  T of a transformer; a convolutional network has its own
     growth  "round_robin": each round is another stage's; "progressive": equal shares of consecutive rounds
-    lambda1 λ1 of every stage; empty: T/T, …, 2/T, 1/T
-    lambda2 λ2 of every stage; empty: 1/T, 2/T, …, T/T
+    lambda1  λ1 of every stage; empty: T/T, …, 2/T, 1/T
+    lambda2  λ2 of every stage; empty: 1/T, 2/T, …, T/T
     sigma   of the kernels
     """
 
-    family: ClassVar[str] = "depth, progressive"
+    family: ClassVar[str] = "width or depth, from scratch"
+    memory: ClassVar[str] = "the stage's blocks, trained through"
+    traffic: ClassVar[str] = "the stage's weights, both ways"
 
     stages: int = 4
     growth: Literal["round_robin", "progressive"] = "round_robin"
@@ -209,11 +211,9 @@ class ScaleFL(SgdMethod):
         return [Order(client.index, submodel, tensors=tensors, scalars=scalars, reads_base=False) for client in clients]
 
     def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
-        from testbed.model.combine import weighted_mean
-
         trained = list(state.scalars["trained"])
         trained[state.scalars["stage"] - 1] = state.scalars["round"]
-        return State(weighted_mean(state.tensors, received), {**state.scalars, "trained": trained})
+        return replace(super().combine(state, base, received), scalars={**state.scalars, "trained": trained})
 
     def snapshots(self, state: State, base: BaseModel) -> Sequence[Snapshot]:
         depths, trained = self.depths(base.shape), state.scalars["trained"]

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from methods._averaging import AveragingMethod
 from testbed.errors import UsageError, WireError
 from testbed.method import (
     RESIDENT,
     Client,
-    Method,
     ModelShape,
     Order,
     Phase,
@@ -37,7 +37,7 @@ _ROUTER = ".router.weight"
 
 
 @dataclass(frozen=True)
-class SmartFed(Method):
+class SmartFed(AveragingMethod):
     """MoRE: every rank of every LoRA of a pool is an expert; EEQA: each map's number of active ones follows its worth.
 
     Paper: "Don't Reinvent the Wheel, Just Realign the Spokes", also "Elastic Mixture of Rank-Wise Experts for
@@ -72,6 +72,9 @@ class SmartFed(Method):
     """
 
     family: ClassVar[str] = "LoRA, reused"
+    memory: ClassVar[str] = "whole model and a pool of adapters, trained through"
+    traffic: ClassVar[str] = "routers, both ways; the pool once"
+    data: ClassVar[str] = "its shard; a pool of ready adapters"
 
     pool: str = "quickstart"
     experts: int = 4
@@ -82,7 +85,12 @@ class SmartFed(Method):
     normalise: Literal["none", "selected"] = "none"
 
     # ── plan ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def leaks(self) -> str:
+        return "how many experts each map has follows from what clients say of their data"
+
     def check(self, shape: ModelShape, work: Workload) -> None:
+        super().check(shape, work)
         if not 1 <= self.smallest <= self.experts or (self.largest is not None and self.largest < self.experts):
             raise UsageError(
                 f"settings smallest={self.smallest}, experts={self.experts}, largest={self.largest}: expected "
@@ -145,14 +153,12 @@ class SmartFed(Method):
             raise WireError(f"client {update.client}: an importance is no number, infinite or below 0")
 
     def combine(self, state: State, base: BaseModel, received: Sequence[Received]) -> State:
-        from testbed.model.combine import weighted_mean
-
         scalars = dict(state.scalars)
         scalars["importances"] = self._averaged(scalars["importances"], received)
         scalars["combined"] += 1
         if scalars["combined"] % self.recompute_every == 0:
             scalars["quotas"] = self._quotas(scalars["importances"], scalars["sizes"])
-        return replace(state, tensors=weighted_mean(state.tensors, received), scalars=scalars)
+        return replace(super().combine(state, base, received), scalars=scalars)
 
     def _averaged(self, before: Mapping[str, float], received: Sequence[Received]) -> dict[str, float]:
         """The moving average with this round's mean in it."""

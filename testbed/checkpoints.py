@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from testbed.durable import disk_errors_in_words, plain, sync_all, sync_path
 from testbed.errors import StoreError
-from testbed.method import State
+from testbed.method import SERVER, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -69,7 +69,7 @@ def _write(folder: Path, state: State, round_index: int, extra: Mapping[str, Any
     from safetensors.torch import save_file
 
     try:
-        save_file(_apart(state.tensors), folder / TENSORS)
+        save_file(_apart(state.every_tensor), folder / TENSORS)
     except SafetensorError as error:
         raise _disk_error(error) from error
     body = {
@@ -77,6 +77,7 @@ def _write(folder: Path, state: State, round_index: int, extra: Mapping[str, Any
         "names": list(state.tensors),  # in their order: a method that walks through them does so alike after a resume
         "scalars": state.scalars,
         "blocks": list(state.blocks),
+        "server": list(state.server),
         "extra": extra,
     }
     text = json.dumps(body, default=plain)
@@ -109,7 +110,8 @@ def _read(path: Path) -> tuple[State, int, dict[str, Any]]:
     except SafetensorError as error:
         raise StoreError(f"{TENSORS}: {error}") from error
     ordered = {name: tensors[name] for name in body["names"]}
-    return State(ordered, body["scalars"], tuple(body["blocks"])), body["round"], body["extra"]
+    server = {name: tensors[f"{SERVER}{name}"] for name in body.get("server", ())}
+    return State(ordered, body["scalars"], tuple(body["blocks"]), server), body["round"], body["extra"]
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,6 @@ from testbed.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from testbed.inventory import Device, Inventory
-    from testbed.method import Method
 
 FAILED = 1
 WRONG_USE = 2
@@ -79,19 +78,6 @@ def inventory_command(inventory: Path | None, only: tuple[str, ...], as_json: bo
         _print_json([_device_data(device) for device in devices])
     else:
         _print_devices(devices)
-
-
-@testbed_command.command("methods")
-@json_option
-def methods_command(as_json: bool) -> None:
-    """List the methods that run-method knows, with their settings."""
-    from testbed.plugins import all_methods
-
-    methods = all_methods()
-    if as_json:
-        _print_json([_method_data(name, method) for name, method in methods.items()])
-    else:
-        _print_methods(methods)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -156,36 +142,3 @@ def _print_devices(devices: Inventory) -> None:
     ]
     headings = ("device", "kind", "profile", "memory", "budget", "clients", "tags")
     show(table(headings, rows, numbers={"memory", "budget", "clients"}))
-
-
-def _method_data(name: str, method: type[Method]) -> dict[str, Any]:
-    from testbed.plugins import setting_types, type_text
-
-    kinds = setting_types(method)
-    settings = {
-        field.name: {"type": type_text(kinds[field.name]), "default": field.default} for field in fields(method)
-    }
-    return {
-        "name": name,
-        "family": method.family,
-        "tasks": sorted(method.tasks),
-        "summary": (method.__doc__ or "").strip().partition("\n")[0],
-        "settings": settings,
-    }
-
-
-def _print_methods(methods: dict[str, type[Method]]) -> None:
-    from testbed.commands._table import show, table
-
-    rows = []
-    for name, method in methods.items():
-        data = _method_data(name, method)
-        settings = " ".join(f"{key}={_setting_text(value['default'])}" for key, value in data["settings"].items())
-        rows.append((name, data["family"], data["summary"], settings))
-    show(table(("method", "family", "what it does", "settings (--set NAME=VALUE)"), rows))
-
-
-def _setting_text(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)

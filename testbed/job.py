@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from testbed.measurement import Measurement
-from testbed.method import Block, Submodel, Workload
+from testbed.method import Submodel, Workload
 
 FINISHED = "finished"
 OUT_OF_MEMORY = "out_of_memory"
@@ -61,15 +61,17 @@ class Job:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Job:
-        blocks = tuple(
-            Block(block["position"], block["content"], tuple(block["parts"]), block["streamed"])
-            for block in data["submodel"]["blocks"]
-        )
-        submodel = Submodel(blocks, data["submodel"].get("width", 1.0))
         known = {f.name for f in fields(cls)}
         plain = {key: value for key, value in data.items() if key in known}
         further = tuple(data.get("further", ()))
-        return cls(**{**plain, "submodel": submodel, "work": Workload(**data["work"]), "further": further})
+        return cls(
+            **{
+                **plain,
+                "submodel": Submodel.from_json(data["submodel"]),
+                "work": Workload(**data["work"]),
+                "further": further,
+            }
+        )
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,26 @@ MAPPED = "mapped"
 STREAMED = "streamed"
 HOLDINGS = (RESIDENT, MAPPED, STREAMED)
 
+#: What methods do, in the order of the survey of the field (arXiv:2503.12016), and what it has no word for.
+FAMILIES = (
+    "LoRA, homogeneous",
+    "LoRA, heterogeneous ranks",
+    "LoRA, personalized",
+    "LoRA, layers that fit",
+    "LoRA, reused",
+    "prompts",
+    "adapters",
+    "selective",
+    "zeroth order",
+    "width or depth, from scratch",
+    "bounds",
+)
+
+#: The kind of a job that trains nothing: it tells the quality of a client's own model.
+EVALUATE = "evaluate"
+#: Before the names of tensors that the server keeps to itself, where they stand beside the model's.
+SERVER = "server/"
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -96,10 +116,12 @@ class Submodel:
     """A *description* of the part one client trains: the kept blocks in their original order, and how wide they are.
 
     A width below 1 is for methods that slice every layer: it says which share of the model's widths is kept.
+    `trained` is for methods that train on some of the kept blocks only: their positions; None: all.
     """
 
     blocks: tuple[Block, ...]
     width: float = 1.0
+    trained: tuple[int, ...] | None = None
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -114,6 +136,16 @@ class Submodel:
     def first(cls, count: int) -> Submodel:
         """The first `count` blocks, whole."""
         return cls(tuple(Block(position) for position in range(count)))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Submodel:
+        """What `dataclasses.asdict` made of one, after JSON has made lists of its tuples."""
+        blocks = tuple(
+            Block(block["position"], block["content"], tuple(block["parts"]), block.get("streamed", False))
+            for block in data["blocks"]
+        )
+        trained = data.get("trained")
+        return cls(blocks, data.get("width", 1.0), None if trained is None else tuple(trained))
 
 
 @dataclass(frozen=True)
@@ -188,6 +220,13 @@ class State:
     scalars: Mapping[str, Any] = field(default_factory=dict)
     #: Content hash of the block now at each position of the global model; empty: the base model's own.
     blocks: tuple[str, ...] = ()
+    #: What the server keeps to itself (moments, the last round's changes): no part of the model, and never sent.
+    server: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def every_tensor(self) -> dict[str, Tensor]:
+        """The model's tensors, and the server's own by "server/" and their name."""
+        return {**self.tensors, **{f"{SERVER}{name}": tensor for name, tensor in self.server.items()}}
 
 
 @dataclass(frozen=True)
@@ -270,8 +309,14 @@ class Method(ABC):
     default_task: ClassVar[str] = SEQUENCE_CLASSIFICATION
     #: Whether its model changes at all: a lower bound may train nothing.
     learns: ClassVar[bool] = True
-    #: The plan's columns: "LoRA, homogeneous", … as the survey groups them.
+    #: Where `testbed methods` lists it: one of `FAMILIES`, or another word, which is listed after them.
     family: ClassVar[str] = ""
+    #: In a few words, for that list: what a client must hold, what travels in a round, what it is learned from.
+    memory: ClassVar[str] = ""
+    traffic: ClassVar[str] = ""
+    data: ClassVar[str] = "its shard"
+    #: How many local steps go about as far as one with back-propagation: tests of learning give as many times more.
+    steps_needed: ClassVar[int] = 1
 
     # ── plan ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def check(self, shape: ModelShape, work: Workload) -> None:  # noqa: B027 -- optional: most methods accept all
@@ -287,6 +332,10 @@ class Method(ABC):
         There is at least one, and none may become larger than it was.
         """
         return submodels
+
+    def promises(self, clients: int, participants: int, rounds: int) -> Sequence[str]:  # noqa: ARG002
+        """What a run of so many rounds, each with so many of the clients, promises beyond its result: for the plan."""
+        return ()
 
     @abstractmethod
     def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
@@ -336,6 +385,14 @@ class Method(ABC):
         contents = state.blocks or (None,) * len(base.shape)
         blocks = tuple(Block(position, content) for position, content in enumerate(contents))
         return (Snapshot(Submodel(blocks), state.tensors),)
+
+    def evaluations(self, state: State, base: BaseModel, clients: Sequence[Client]) -> Sequence[Order]:  # noqa: ARG002
+        """Orders by which clients evaluate what only they can put together, of those that keep something on their node.
+
+        By default none: the controller evaluates the snapshots.  A job of such an order has the kind `EVALUATE`, and
+        its shard is the held-out set; it answers with the scalars "loss" and "accuracy", and keeps nothing new.
+        """
+        return ()
 
     @abstractmethod
     def export(self, state: State, base: BaseModel, work: Workload, folder: Path) -> None:

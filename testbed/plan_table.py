@@ -31,6 +31,7 @@ def plan_as_json(prepared: Prepared) -> dict[str, Any]:
         "settings": dict(prepared.config.settings),
         "model": {"name": prepared.config.model, "blocks": len(prepared.base.shape)},
         "clients": [client.to_json() for client in prepared.plan.clients],
+        "promises": list(prepared.promises),
     }
 
 
@@ -48,7 +49,7 @@ def plan_table(prepared: Prepared) -> RenderableType:
         own = [client for client in clients if client.device == device]
         table.add_row(*_row(device, own, len(prepared.base.shape)))
         notes.append(_note(own[0]))
-    return Group(table, *_by_phase(prepared), *notes)
+    return Group(table, *_by_phase(prepared), *notes, *(Text(promise) for promise in prepared.promises))
 
 
 def _by_phase(prepared: Prepared) -> list[RenderableType]:

@@ -60,6 +60,7 @@ class Prepared:
     baselines: Mapping[str, Baseline]
     facts: Mapping[str, FactSheet]  # of the devices that are not this machine
     plan: Plan
+    promises: tuple[str, ...] = ()  # what the method says that this plan gives beyond a result
 
     def reference(self) -> dict[str, float | None]:
         """What every table of quality stands beside; no fine-tuning is filled in when the run starts."""
@@ -81,6 +82,7 @@ class Prepared:
             },
             "work": dataclasses.asdict(self.work),
             "baselines": {name: dataclasses.asdict(baseline) for name, baseline in self.baselines.items()},
+            "promises": list(self.promises),
         }
         config = {
             **self.config.to_json(),
@@ -152,7 +154,15 @@ def prepare(
         baselines=baselines,
         facts=facts,
         plan=plan,
+        promises=_promises(method, plan, config),
     )
+
+
+def _promises(method: Method, plan: Plan, config: RunConfig) -> tuple[str, ...]:
+    able = len(plan.taking_part)
+    if not able:
+        return ()
+    return tuple(method.promises(able, min(able, config.participants_of(len(plan.clients))), config.rounds))
 
 
 def known_facts(inventory: Inventory) -> dict[str, FactSheet]:

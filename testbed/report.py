@@ -189,7 +189,7 @@ def summarise(folder: RunFolder, target: float | None = None) -> RunSummary:
         uncapped=_uncapped(results, config.get("capped")),
         emulated=_all_same(device.emulated for device in devices),
         error=status.error,
-        notes=_notes(losses),
+        notes=(*_notes(losses), *plan.get("promises", ())),
         conditions=_conditions(folder),
     )
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from testbed.errors import PlanError, WireError
 from testbed.evaluate import evaluate
 from testbed.job import FAILED, OUT_OF_MEMORY, Job, Result
-from testbed.method import Client, Method, Order, State, Workload
+from testbed.method import EVALUATE, Client, Method, Order, State, Workload
 from testbed.plan import refit
 from testbed.run import ClientPlan, Plan, RunConfig
+from testbed.task import Quality
 from testbed.updates import SpooledUpdate, check_finite, write_tensors
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from testbed.model.checkpoint import BaseModel, ContentStore
     from testbed.model.footprint import Baseline
     from testbed.store import RunFolder
-    from testbed.task import Quality, Shard
+    from testbed.task import Shard
 
 #: Rounds in a row in which nobody finished, after which a run is given up.
 _HOPELESS_ROUNDS = 2
@@ -110,7 +111,7 @@ def _round(run: Run, progress: Progress) -> Progress:
     results, updates, deployed = _carry_out(run, progress, orders, rate)
     progress = _combine(run, before, progress, results, updates)
     last = index + 1 == run.config.rounds
-    quality = _evaluate(run, progress.state) if last or (index + 1) % run.config.evaluate_every == 0 else None
+    quality = _quality(run, progress, index) if last or (index + 1) % run.config.evaluate_every == 0 else None
     if quality is not None:
         run.watcher.evaluated(index, quality)
     run.folder.record_round(
@@ -141,8 +142,7 @@ def learning_rate(config: RunConfig, index: int) -> float:
 def draw_participants(config: RunConfig, clients: Sequence[int], able: Sequence[int], index: int) -> list[int]:
     """The clients of a round, by seed: the same order of all clients for every method, less those who cannot."""
     order = Random(f"{config.seed}/participants/{index}").sample(clients, len(clients))
-    count = round(config.participants * len(clients)) if config.participants <= 1 else int(config.participants)
-    return sorted([client for client in order if client in set(able)][: max(count, config.min_participants)])
+    return sorted([client for client in order if client in set(able)][: config.participants_of(len(clients))])
 
 
 def _draw(run: Run, progress: Progress) -> list[Client]:
@@ -301,6 +301,42 @@ def _refitted(run: Run, progress: Progress, results: Sequence[Result]) -> tuple[
 
 def _evaluate(run: Run, state: State) -> Quality:
     return evaluate(run.method, run.base, state, run.work, run.held_out)
+
+
+def _quality(run: Run, progress: Progress, index: int) -> Quality | None:
+    """Of the global model; of a method with personal ones, the mean over the clients' own, told by their devices.
+
+    None where none of them answers.
+    """
+    plans = _current_plans(run.plan, progress.refitted)
+    clients = [plan.client() for plan in plans.values() if plan.planned and str(plan.index) in progress.kept]
+    orders = run.method.evaluations(progress.state, run.base, clients)
+    if not orders:
+        return _evaluate(run, progress.state)
+    shard = _held_out_content(run)
+    jobs = []
+    for order in orders:
+        asked = replace(order, kind=EVALUATE)
+        job = replace(_job(run, replace(progress, next_round=index), asked, 0.0), shard=shard)
+        job = replace(job, id=f"{job.id}-{EVALUATE}")
+        payload = write_tensors(order.tensors, run.folder.payload_path(job.id)) if order.tensors else None
+        jobs.append((plans[order.client].device, job, payload))
+    told = []
+    for result, _ in run.engine.run(jobs):
+        run.folder.record_result(result)
+        if result.finished:
+            told.append((result.client, float(result.scalars["loss"]), float(result.scalars["accuracy"])))
+    if not told:
+        return None
+    _, losses, accuracies = zip(*sorted(told), strict=True)
+    return Quality(sum(losses) / len(told), sum(accuracies) / len(told), len(run.held_out))
+
+
+def _held_out_content(run: Run) -> str:
+    """The held-out set as devices are sent it: by hash, like everything that they keep."""
+    partial = run.store.folder / "held-out.partial"
+    run.held_out.save(partial)
+    return run.store.put_file(partial)
 
 
 def _checkpoint(run: Run, progress: Progress) -> None:

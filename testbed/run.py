@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from testbed.errors import UsageError
-from testbed.method import RESIDENT, Block, Client, Submodel
+from testbed.method import RESIDENT, Client, Submodel
 
 PLANNED = "planned"
 
@@ -49,6 +49,11 @@ class RunConfig:
             raise UsageError(f"participants={self.participants}: expected a fraction up to 1, or a count above 1")
         if self.schedule not in {"cosine", "constant"}:
             raise UsageError(f"schedule={self.schedule!r}: expected cosine or constant")
+
+    def participants_of(self, clients: int) -> int:
+        """How many of so many clients are asked in a round, if as many can."""
+        count = round(self.participants * clients) if self.participants <= 1 else int(self.participants)
+        return max(count, self.min_participants)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,11 +105,7 @@ class ClientPlan:
         known = {f.name for f in fields(cls)}
         plain = {key: value for key, value in data.items() if key in known}
         if plain["submodel"]:
-            blocks = plain["submodel"]["blocks"]
-            plain["submodel"] = Submodel(
-                tuple(Block(b["position"], b["content"], tuple(b["parts"]), b.get("streamed", False)) for b in blocks),
-                plain["submodel"].get("width", 1.0),
-            )
+            plain["submodel"] = Submodel.from_json(plain["submodel"])
         return cls(**{**plain, "label_counts": tuple(plain["label_counts"])})
 
 

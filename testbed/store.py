@@ -205,7 +205,7 @@ class RunFolder:
         """Note the hash of the state after the last round: a resumed run must end with the same."""
         from testbed.model.combine import state_hash
 
-        value = str(state_hash(state.tensors, state.scalars))
+        value = str(state_hash(state.every_tensor, state.scalars))
         self._write_status(replace(self._stored_status(), final_state=value))
         return value
 

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from testbed.model.submodel import Built
 
 
+A, B = "A", "B"
+BOTH = (A, B)
+LORA = "lora"
+
+
 @dataclass(frozen=True)
 class LoraShape(Outfit):
     """LoRA factors A (rank × inputs) and B (outputs × rank) on linear maps of the kept blocks."""
@@ -37,18 +42,24 @@ class LoraShape(Outfit):
     targets: tuple[str, ...]  # last component of the path of each adapted map: ("q_proj", "v_proj")
     positions: tuple[int, ...] | None = None  # None: on every block of the phase
     dropout: bool = False
+    factors: tuple[str, ...] = BOTH  # which of them are trained; the others are mounted frozen
+    name: str = LORA  # of the adapter: a map may carry several, each with a name of its own
 
     def trains(self, position: int) -> bool:
-        return self.positions is None or position in self.positions
+        return bool(self.factors) and (self.positions is None or position in self.positions)
 
     def mount(self, built: Built) -> None:
         mount_lora(built, self, 1.0, 0.1 if self.dropout else 0.0)
 
+    def tensor(self, factor: str) -> str:
+        """What follows the linear map's name in the name of a factor's tensor: "lora_A.weight"."""
+        return f"{self.name}_{factor}.weight"
+
 
 _TASK_TYPES = {CAUSAL_LM: "CAUSAL_LM", SEQUENCE_CLASSIFICATION: "SEQ_CLS"}
 
-LORA_A = "lora_A.weight"
-LORA_B = "lora_B.weight"
+LORA_A = f"{LORA}_{A}.weight"
+LORA_B = f"{LORA}_{B}.weight"
 
 
 def mount_lora(built: Built, lora: LoraShape, alpha: float, dropout: float) -> tuple[str, ...]:
@@ -63,8 +74,8 @@ def mount_lora(built: Built, lora: LoraShape, alpha: float, dropout: float) -> t
             found = [(path, module) for path, module in block.named_modules() if blocks.is_linear(module)]
             for path, module in found:
                 if adapts(lora, path):
-                    _mount(module, lora.rank, alpha / lora.rank, dropout)
-                    mounted += [f"{built.prefix}.{position}.{path}.{factor}" for factor in (LORA_A, LORA_B)]
+                    _mount(module, lora, alpha / lora.rank, dropout)
+                    mounted += [f"{built.prefix}.{position}.{path}.{lora.tensor(factor)}" for factor in BOTH]
     if not mounted:
         raise UsageError(f"no linear map of the kept blocks is called {' or '.join(lora.targets)}")
     return tuple(mounted)
@@ -75,13 +86,14 @@ def adapts(lora: LoraShape, path: str) -> bool:
     return any(path == target or path.endswith(f".{target}") for target in lora.targets)
 
 
-def _mount(linear: nn.Module, rank: int, scale: float, dropout: float) -> None:
+def _mount(linear: nn.Module, lora: LoraShape, scale: float, dropout: float) -> None:
     inputs, outputs = blocks.sizes(linear)
     weight = next(linear.parameters())
-    linear.lora_A = zero_linear(inputs, rank, weight)
-    linear.lora_B = zero_linear(rank, outputs, weight)
-    linear.lora_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-    linear.register_forward_hook(_Adds(scale))
+    for factor, sizes in ((A, (inputs, lora.rank)), (B, (lora.rank, outputs))):
+        mounted = zero_linear(*sizes, weight).requires_grad_(factor in lora.factors)
+        linear.add_module(f"{lora.name}_{factor}", mounted)
+    linear.add_module(f"{lora.name}_dropout", nn.Dropout(dropout) if dropout else nn.Identity())
+    linear.register_forward_hook(_Adds(lora.name, scale))
 
 
 def zero_linear(inputs: int, outputs: int, like: Tensor, *, bias: bool = False) -> nn.Linear:
@@ -97,12 +109,13 @@ def zero_linear(inputs: int, outputs: int, like: Tensor, *, bias: bool = False) 
 class _Adds:
     """The forward hook that adds the low-rank term to a linear map's output."""
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, name: str, scale: float) -> None:
+        self.parts = (f"{name}_dropout", f"{name}_{A}", f"{name}_{B}")
         self.scale = scale
 
     def __call__(self, linear: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        hidden = linear.lora_dropout(inputs[0].to(linear.lora_A.weight.dtype))
-        added: Tensor = linear.lora_B(linear.lora_A(hidden)) * self.scale
+        dropout, a, b = (getattr(linear, part) for part in self.parts)
+        added: Tensor = b(a(dropout(inputs[0].to(a.weight.dtype)))) * self.scale
         return (output + added).to(output.dtype)
 
 
@@ -122,8 +135,9 @@ def lora_tensors(shape: ModelShape, lora: LoraShape, seed: int) -> dict[str, Ten
     """Initial factors by canonical name, float32: A as PEFT draws it (uniform within 1/√inputs), B zero."""
     tensors = {}
     for name, linear in adapted(shape, lora):
-        tensors[f"{name}.{LORA_A}"] = initial.lora_a((lora.rank, linear.inputs), seed, f"{name}.{LORA_A}")
-        tensors[f"{name}.{LORA_B}"] = torch.zeros(linear.outputs, lora.rank)
+        a, b = (f"{name}.{lora.tensor(factor)}" for factor in BOTH)
+        tensors[a] = initial.lora_a((lora.rank, linear.inputs), seed, a)
+        tensors[b] = torch.zeros(linear.outputs, lora.rank)
     if not tensors:
         known = dict.fromkeys(linear.path for block in shape.blocks for linear in block)
         raise UsageError(f"no linear map is called {' or '.join(lora.targets)}: there are {', '.join(known)}")

@@ -32,6 +32,7 @@ def local_steps(
     workplace: Workplace,
     built: Built,
     *,
+    steps: range | None = None,
     loss: Callable[[Built, Batch], Tensor] = Built.loss,
     optimizer: Callable[[list[Parameter]], Optimizer] | None = None,
     max_norm: float | None = 1.0,
@@ -39,6 +40,7 @@ def local_steps(
 ) -> Trained:
     """The job's local steps on everything trainable in `built`: AdamW without decay, unless `optimizer` makes another.
 
+    `steps` are others than the job's own, for a job that trains more than once: they choose batches and randomness.
     `loss` is what a step descends; `max_norm` clips the gradients' norm over all parameters (None: not clipped);
     `after_backward` is called while a step's gradients are there, before they are clipped.
     Every random number of a step (dropout) derives from run seed, round, client and step, so that a job gives the
@@ -47,13 +49,14 @@ def local_steps(
     import torch
 
     job = workplace.job
+    steps = range(job.steps) if steps is None else steps
     parameters = list(built.trainable().values())
     if optimizer is None:
         descent: Optimizer = torch.optim.AdamW(parameters, lr=job.learning_rate, weight_decay=0.0, foreach=False)
     else:
         descent = optimizer(parameters)
     losses = []
-    for step in range(job.steps):
+    for step in steps:
         torch.manual_seed(step_seed(job.seed, job.round, job.client, step))
         value = loss(built, workplace.batch(step))
         value.backward()  # type: ignore[no-untyped-call]
@@ -65,8 +68,19 @@ def local_steps(
         losses.append(value.item())
         if losses[-1] != losses[-1]:  # NaN
             raise TestbedError(f"the loss of local step {step} is not a number; a smaller learning rate may help")
-        workplace.progress(step=step + 1, steps=job.steps, loss=losses[-1])
+        workplace.progress(step=step + 1, steps=steps.stop, loss=losses[-1])
     return Trained(sum(losses) / len(losses), losses[-1])
+
+
+def evaluated(workplace: Workplace, built: Built) -> Update:
+    """The answer to an evaluation: loss and accuracy of a built model on the job's shard, which is the held-out set."""
+    from testbed.task import evaluate_batches
+
+    work = workplace.job.work
+    quality = evaluate_batches(
+        built.model, workplace.shard, work.batch_size, work.length, built.pad_token_id, work.accelerator
+    )
+    return Update(scalars={"loss": quality.loss, "accuracy": quality.accuracy}, examples=len(workplace.shard))
 
 
 def step_seed(seed: int, round_index: int, client: int, step: int) -> int:

@@ -133,6 +133,13 @@ class Workplace:
         self._built = whole(config or self.config, submodel, self.job.work, tensors, trained)
         return self._built
 
+    def let_go_of_held(self) -> None:
+        """Hold nothing for later jobs: the frozen weights of the built model are this job's own, to be written into.
+
+        Only for weights in private memory (holding `RESIDENT`); the next job reads them anew.
+        """
+        self._weights.clear()
+
     def release(self) -> None:
         """Let go of the built model (its base weights stay held for the next build)."""
         if self._built is not None:

@@ -74,7 +74,7 @@ def compared(tmp_path, mutation=None, **settings):
     base = base_model(tmp_path)
     narrow = write_adapter(tmp_path / "pool" / "narrow", base, LoraShape(2, ("q_proj", "v_proj")), 1)
     wide = write_adapter(tmp_path / "pool" / "wide", base, WIDER, 2, alpha=5.0)
-    method = SmartFed(str(tmp_path / "pool"), experts=2, largest=3, **settings)
+    method = SmartFed(pool=str(tmp_path / "pool"), experts=2, largest=3, **settings)
     run = float64_run(method, tmp_path, rounds=3)
     run.method = FromRandomRouters(method)
     expected = smartfed.run(
