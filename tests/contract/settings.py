@@ -17,12 +17,25 @@ from tests.contract.harness import CLASSES, base_model
 
 def settings_of(name):
     """What a method is given beside its defaults."""
-    return {"pool": str(pool())} if name == "smartfed" else {}
+    return {
+        "smartfed": lambda: {"pool": str(pool())},
+        "fedkseed": lambda: {"seeds": 64},  # the model is rebuilt direction by direction, in every job
+        "fwdllm": lambda: {"rank": 2, "candidates": 2},  # directions are made tensor by tensor, again and again
+        "fedprompt": lambda: {"tokens": 8},  # with the texts' 16 tokens no more than the model has positions for
+    }.get(name, dict)()
+
+
+def effort_of(name):
+    """How the run is to be, other than for most, in which a method learns the planted task."""
+    return {
+        "fedkseed": {"clients": 2, "rounds": 6, "steps": 40, "learning_rate": 0.5, "final_learning_rate": 0.1},
+        "fwdllm": {"clients": 2, "rounds": 10},
+    }.get(name, {})
 
 
 def in_contract(name, kind):
     """The method's class, or one like it whose defaults are what it needs here."""
-    fields = [(setting, str, value) for setting, value in settings_of(name).items()]
+    fields = [(setting, type(value), value) for setting, value in settings_of(name).items()]
     return make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True) if fields else kind
 
 
