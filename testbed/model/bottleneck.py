@@ -62,9 +62,16 @@ class Bottleneck(nn.Module):
         return (hidden + added).to(hidden.dtype)
 
 
-def mount_adapters(built: Built, bottleneck: int, trained: Collection[int] | None = None) -> None:
-    """Mount an adapter behind every kept block; those at other positions than `trained` (None: all) are frozen."""
+def mount_adapters(
+    built: Built, bottleneck: int, trained: Collection[int] | None = None, positions: Collection[int] | None = None
+) -> None:
+    """Mount an adapter behind every kept block, or behind those at `positions`.
+
+    Those at other positions than `trained` (None: all) are frozen.
+    """
     for position, block in built.block_modules.items():
+        if positions is not None and position not in positions:
+            continue
         adapter = Bottleneck(built.shape.hidden, bottleneck, next(block.parameters()))
         adapter.requires_grad_(trained is None or position in trained)
         block.adapter = adapter

@@ -205,6 +205,8 @@ def _moments(
     gradients = found.outside.trained
     yield {"inputs": inputs, "activations": kept, "logits": found.head.kept + found.head_backward.peak}
     rest = inputs + found.head.kept + found.head_backward.kept - gradients  # the gradient that goes down, and remains
+    late = max(0, -rest)  # gradients of what is trained outside that come only when the blocks have theirs
+    gradients, rest = gradients - late, rest + late
     for block, held in zip(reversed(blocks), reversed(streamed), strict=True):
         yield {
             "inputs": rest,
@@ -215,7 +217,7 @@ def _moments(
         }
         gradients += block.weights.trained
         kept += block.backward.kept - block.weights.trained
-    yield {"gradients": gradients, "working": 2 * _largest_trained(found, blocks)}  # the optimizer's temporaries
+    yield {"gradients": gradients + late, "working": 2 * _largest_trained(found, blocks)}  # the optimizer's temporaries
 
 
 def _largest_trained(found: Trace, blocks: Sequence[BlockTrace]) -> int:
