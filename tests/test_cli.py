@@ -10,6 +10,8 @@ import pytest
 
 import testbed.cli
 from testbed.cli import main
+from testbed.method import FAMILIES
+from testbed.plugins import all_methods
 from testbed.commands._options import typable
 from testbed.errors import ConfigError, UsageError
 
@@ -69,7 +71,34 @@ def test_methods_tell_their_settings(capsys):
     assert methods["lora"]["family"] == "LoRA, homogeneous"
 
 
+def test_methods_are_grouped_as_the_field_groups_them(capsys):
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    headings = [line.strip() for line in lines if line.strip() in FAMILIES]
+    assert headings == list(FAMILIES)
+    first = next(index for index, line in enumerate(lines) if line.startswith("zeroth order"))
+    assert lines[first + 1].startswith("  fedkseed")
+
+
+def test_one_method_is_told_in_full(capsys):
+    assert main(["methods", "fedkseed"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "arXiv:2312.06353" in said
+    assert "memory: whole model, forward only" in said
+    assert "epsilon" in said
+
+
+@pytest.mark.parametrize("name", sorted(all_methods()))
+def test_every_method_tells_what_it_needs_and_what_each_setting_means(name, capsys):
+    assert main(["methods", name, "--json"]) == 0
+    [told] = json.loads(capsys.readouterr().out)
+    assert told["family"] in FAMILIES
+    assert all(told[need] for need in ("memory", "traffic", "data", "summary"))
+    assert [setting for setting, about in told["settings"].items() if not about["about"]] == []
+
+
 WRONG_USE = {
+    "no such method": (["methods", "lroa"], 'there is no method "lroa"; did you mean "lora"'),
     "no such command": (["inventry"], 'there is no command "inventry"; did you mean "inventory"?'),
     "no such option": (["inventory", "--jsn"], "No such option"),
     "no such word": (["inventory", "--only", "pi"], "no device has the name, tag or profile 'pi'"),

@@ -102,12 +102,13 @@ def skeleton(config: Mapping[str, Any] | PreTrainedConfig, task: str, labels: in
         none = "Unrecognized configuration class" in str(error)  # a list of every class that there is follows
         reason = "transformers has none; choose another model or task" if none else str(error)
         raise ModelError(f"no {task} model for type {made.model_type!r}: {reason}") from error
-    if task == CAUSAL_LM and _bidirectional(model):
+    if task == CAUSAL_LM and bidirectional(model):
         raise ModelError(f"a {made.model_type!r} model sees the tokens it should predict: use it as a classifier")
     return model
 
 
-def _bidirectional(model: nn.Module) -> bool:
+def bidirectional(model: nn.Module) -> bool:
+    """Whether a token sees those behind it too: such a model classifies a text by its first token."""
     stated = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
     return bool(stated) and not any(stated)
 
