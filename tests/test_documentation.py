@@ -11,7 +11,7 @@ import pytest
 from testbed.cli import testbed_command as group
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 
