@@ -315,8 +315,8 @@ class Method(ABC):
     memory: ClassVar[str] = ""
     traffic: ClassVar[str] = ""
     data: ClassVar[str] = "its shard"
-    #: How many local steps go about as far as one with back-propagation: tests of learning give as many times more.
-    steps_needed: ClassVar[int] = 1
+    #: How the contract suite's run on its tiny model must be, other than for most, to learn: fields of RunConfig.
+    short_run: ClassVar[Mapping[str, float]] = {}
 
     # ── plan ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def check(self, shape: ModelShape, work: Workload) -> None:  # noqa: B027 -- optional: most methods accept all

@@ -10,10 +10,10 @@ import pytest
 
 import testbed.cli
 from testbed.cli import main
-from testbed.method import FAMILIES
-from testbed.plugins import all_methods
 from testbed.commands._options import typable
 from testbed.errors import ConfigError, UsageError
+from testbed.method import FAMILIES
+from testbed.plugins import all_methods
 
 COMMANDS = testbed.cli.testbed_command.list_commands(None)
 

@@ -128,7 +128,8 @@ def _print_one(name: str, method: Kind) -> None:
     needs = {"memory": method.memory, "travels each round": method.traffic, "learns from": method.data}
     for heading, need in needs.items():
         click.echo(f"{heading + ':':20}{need}")
-    click.echo(f"{'tasks:':20}{', '.join(sorted(method.tasks))}\n")
+    click.echo(f"{'tasks:':20}{', '.join(sorted(method.tasks))}")
+    click.echo()
     rows = [(each["name"], _text(each["default"]), each["type"], each["about"]) for each in _settings(method)]
     show(table(("setting", "default", "takes", "meaning (--set NAME=VALUE)"), rows))
 

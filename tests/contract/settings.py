@@ -25,14 +25,6 @@ def settings_of(name):
     }.get(name, dict)()
 
 
-def effort_of(name):
-    """How the run is to be, other than for most, in which a method learns the planted task."""
-    return {
-        "fedkseed": {"clients": 2, "rounds": 6, "steps": 40, "learning_rate": 0.5, "final_learning_rate": 0.1},
-        "fwdllm": {"clients": 2, "rounds": 10},
-    }.get(name, {})
-
-
 def in_contract(name, kind):
     """The method's class, or one like it whose defaults are what it needs here."""
     fields = [(setting, type(value), value) for setting, value in settings_of(name).items()]

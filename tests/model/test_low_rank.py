@@ -10,7 +10,8 @@ from testbed.model.low_rank import dense_factors, factors_of, truncated
 def products(*ranks, seed=0):
     draw = torch.Generator().manual_seed(seed)
     return [
-        (1.0 / len(ranks), torch.randn(rank, 12, generator=draw), torch.randn(9, rank, generator=draw)) for rank in ranks
+        (1.0 / len(ranks), torch.randn(rank, 12, generator=draw), torch.randn(9, rank, generator=draw))
+        for rank in ranks
     ]
 
 

@@ -48,8 +48,8 @@ def run(
     for r in range(rounds):
         updates = [Update(n, local_steps(now, loss, batches[r], learning_rates[r])) for n, batches in clients]
         mean = combine(now, updates) if not clip else clipped_mean(now, updates, clip, mutation)
-        for name in now:
-            delta = mean[name] - now[name]
+        for name, value in list(now.items()):
+            delta = mean[name] - value
             if rule == "average":
                 now[name] = mean[name]
                 continue
@@ -63,7 +63,7 @@ def run(
                 else:
                     second[name] = second[name] - (1 - decay) * delta**2 * torch.sign(second[name] - delta**2)
                 step = first[name] / (torch.sqrt(second[name]) + floor)
-            now[name] = now[name] + (-rate if mutation == "sign" else rate) * step
+            now[name] = value + (-rate if mutation == "sign" else rate) * step
     return now
 
 
