@@ -1,6 +1,6 @@
 """How far the predicted peak of every phase of every method is from the measured one: a table and its summary.
 
-    python benchmarks/method_footprints.py [--only METHOD] [--fresh] [--folder FOLDER]
+    python benchmarks/method_footprints.py [--only METHOD …] [--models MODEL …] [--fresh] [--folder FOLDER]
 
 Each case is one job as the method's server half orders it, on random weights, in a fresh trainer process.  Results are
 kept per case in the folder, so that a run which was stopped goes on where it was.
@@ -28,27 +28,52 @@ WIDTHS = (1.0, 0.5, 0.125)
 IMAGE_MODEL, IMAGE_STAGES = "resnet18-32", 4
 BLOCKS = {"llama-60M": 12, "qwen3-60M": 10, "bert-110M": 12}
 STAGES = 4
+#: The survey's baselines whose only round is like every other.
+BASELINES = (
+    "fedprox", "ffa_lora", "lora_fair", "flora", "hetlora", "flexlora", "fedsa_lora", "feddpa", "fed_pilot",
+    "fedadapter", "c2a", "bitfit", "fedprompt", "fwdllm",
+)  # fmt: skip
 
 
 def cases() -> Iterator[MethodCase]:
     """Every phase of every method at least once: of text on three models of 10 to 12 blocks, of images on one."""
+    yield from image_cases()
+    for model, blocks in BLOCKS.items():
+        yield from seed_cases(model, blocks)
+        yield from baseline_cases(model)
+
+
+def image_cases() -> Iterator[MethodCase]:
     for stage in range(IMAGE_STAGES):
         yield MethodCase("scalefl", IMAGE_MODEL, round=stage, rounds=IMAGE_STAGES, batch=64, task=IMAGE_CLASSIFICATION)
     for method in ("heterofl", "fedrolex"):
         for width in WIDTHS:
             yield MethodCase(method, IMAGE_MODEL, width=width, batch=64, task=IMAGE_CLASSIFICATION)
-    for model, blocks in BLOCKS.items():
-        for method in ("lora", "full_adapters", "linear_probe", "no_finetuning", "smartfed"):
-            yield MethodCase(method, model)
-        for method in ("fedpruner", "fedra"):
-            yield MethodCase(method, model, keep=3)
-        for method in ("devft", "progfed"):
-            for stage in range(STAGES):
-                yield MethodCase(method, model, {"stages": STAGES}, round=stage, rounds=STAGES)
-        for window, turn in ((2, 0), (2, 1), (2, 4), (2, blocks - 2), (4, 0), (4, blocks - 4)):
-            settings = {"window": window, "window_by": "fixed", "threshold": 1.0}
-            yield MethodCase("chainfed", model, settings, state={"turn": turn})
-        yield MethodCase("chainfed", model, {"window": 2, "window_by": "fixed", "threshold": 0.8})
+
+
+def seed_cases(model: str, blocks: int) -> Iterator[MethodCase]:
+    for method in ("lora", "full_adapters", "linear_probe", "no_finetuning", "smartfed"):
+        yield MethodCase(method, model)
+    for method in ("fedpruner", "fedra"):
+        yield MethodCase(method, model, keep=3)
+    for method in ("devft", "progfed"):
+        for stage in range(STAGES):
+            yield MethodCase(method, model, {"stages": STAGES}, round=stage, rounds=STAGES)
+    for window, turn in ((2, 0), (2, 1), (2, 4), (2, blocks - 2), (4, 0), (4, blocks - 4)):
+        settings = {"window": window, "window_by": "fixed", "threshold": 1.0}
+        yield MethodCase("chainfed", model, settings, state={"turn": turn})
+    yield MethodCase("chainfed", model, {"window": 2, "window_by": "fixed", "threshold": 0.8})
+
+
+def baseline_cases(model: str) -> Iterator[MethodCase]:
+    for method in BASELINES:
+        yield MethodCase(method, model)
+    yield MethodCase("inclusivefl", model, keep=3)
+    yield MethodCase("fedkseed", model, {"seeds": 64})
+    for factor in ("B", "A"):
+        yield MethodCase("rolora", model, state={"factor": factor})
+    for stage in (0, 3):
+        yield MethodCase("slora", model, round=stage, rounds=4)
 
 
 def results_of(case: MethodCase, folder: Path) -> dict[str, Any]:
@@ -67,7 +92,8 @@ def main() -> None:
     from testbed.node.baseline import measure_here
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--only", help="this method only")
+    parser.add_argument("--only", nargs="+", help="these methods only")
+    parser.add_argument("--models", nargs="+", help="these models only")
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured before")
     parser.add_argument(
         "--folder", type=Path, default=cache_folder() / "footprint", help="where models and results are"
@@ -80,7 +106,9 @@ def main() -> None:
     print(json.dumps(describe_environment(), indent=1))
     print(f"\n{'MiB':78} {'phase':12} predict. measured   error")
     errors = []
-    for case in [case for case in cases() if given.only in (None, case.method)]:
+    for case in cases():
+        if case.method not in (given.only or [case.method]) or case.model not in (given.models or [case.model]):
+            continue
         predicted = {
             phase.name: phase.unreclaimable_bytes for phase in predict_case(case, given.folder, baseline).phases
         }
