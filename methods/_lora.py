@@ -89,21 +89,12 @@ class LoraMethod(AveragingMethod):
 
     def train(self, workplace: Workplace, submodel: Submodel, **scalars: object) -> Update:
         """Mount the job's adapters on `submodel`, do the local steps, send all that was trained."""
-        return self.train_with(workplace, submodel, workplace.tensors, **scalars)
-
-    def train_with(
-        self, workplace: Workplace, submodel: Submodel, tensors: Mapping[str, Tensor], **scalars: object
-    ) -> Update:
-        """The same from other initial values than the job's."""
-        return self.train_on(workplace, workplace.build(submodel), tensors, **scalars)
-
-    def train_on(self, workplace: Workplace, built: Built, tensors: Mapping[str, Tensor], **scalars: object) -> Update:
-        """The same on a model that is built already."""
-        self.mount(built, tensors)
+        built = workplace.build(submodel)
+        self.mount(built, workplace.tensors)  # what the job brought is let go of: training has its own copy
         return self.train_in("train", workplace, built, **scalars)
 
     def train_in(self, phase: str, workplace: Workplace, built: Built, **scalars: object) -> Update:
-        """The same, in a phase of that name, on a model on which everything is mounted already."""
+        """The local steps, in a phase of that name, on a model on which everything is mounted already."""
         from testbed.node.training import local_steps, update_of
 
         workplace.phase(phase)

@@ -35,8 +35,9 @@ class PrivateTensor(Everything):
         return [Order(client.index, client.submodel, tensors=shared) for client in clients]
 
     def work(self, workplace):
-        tensors = {**workplace.tensors, **(workplace.state or {})}
-        update = self.train_with(workplace, workplace.job.submodel, tensors)
+        built = workplace.build(workplace.job.submodel)
+        self.mount(built, {**workplace.tensors, **(workplace.state or {})})
+        update = self.train_in("train", workplace, built)
         private = {name: part.tensor for name, part in update.tensors.items() if "lora_B" in name}
         shared = {name: part for name, part in update.tensors.items() if "lora_B" not in name}
         return replace(update, tensors=shared, state=private)
