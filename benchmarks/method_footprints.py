@@ -30,8 +30,8 @@ BLOCKS = {"llama-60M": 12, "qwen3-60M": 10, "bert-110M": 12}
 STAGES = 4
 #: The survey's baselines whose only round is like every other.
 BASELINES = (
-    "fedprox", "ffa_lora", "lora_fair", "flora", "hetlora", "flexlora", "fedsa_lora", "feddpa", "fed_pilot",
-    "fedadapter", "c2a", "bitfit", "fedprompt", "fwdllm",
+    "fedprox", "ffa_lora", "lora_fair", "flora", "hetlora", "flexlora", "fedsa_lora", "feddpa", "c2a",
+    "bitfit", "fedprompt", "fwdllm",
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def cases() -> Iterator[MethodCase]:
     yield from image_cases()
     for model, blocks in BLOCKS.items():
         yield from seed_cases(model, blocks)
-        yield from baseline_cases(model)
+        yield from baseline_cases(model, blocks)
 
 
 def image_cases() -> Iterator[MethodCase]:
@@ -65,10 +65,13 @@ def seed_cases(model: str, blocks: int) -> Iterator[MethodCase]:
     yield MethodCase("chainfed", model, {"window": 2, "window_by": "fixed", "threshold": 0.8})
 
 
-def baseline_cases(model: str) -> Iterator[MethodCase]:
+def baseline_cases(model: str, blocks: int) -> Iterator[MethodCase]:
     for method in BASELINES:
         yield MethodCase(method, model)
     yield MethodCase("inclusivefl", model, keep=3)
+    # These two choose anew in every round, and are planned for the most that they may choose: here they do.
+    yield MethodCase("fed_pilot", model, {"share": 1.0})
+    yield MethodCase("fedadapter", model, {"depth": blocks, "width": 32})
     yield MethodCase("fedkseed", model, {"seeds": 64})
     for factor in ("B", "A"):
         yield MethodCase("rolora", model, state={"factor": factor})

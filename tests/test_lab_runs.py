@@ -220,8 +220,15 @@ def pool(study, tmp_path_factory):
     return make_pool(tmp_path_factory.mktemp("pool"), base)
 
 
-@pytest.mark.parametrize("method", sorted(all_methods().keys() - {"fedpruner"}))
-def test_a_round_of_every_other_method_goes_through(study, method, pool):
+#: Beside fedpruner, one for each thing that travels: whole tensors, fused blocks, a probe, files by hash, no base,
+#: pieces with ranges, stacks, private state with evaluations on the board, gradients, scalars.
+TRAVELLERS = (
+    "lora", "devft", "chainfed", "smartfed", "scalefl", "hetlora", "flora", "fedsa_lora", "fwdllm", "fedkseed",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", TRAVELLERS)
+def test_a_round_of_methods_that_send_other_things_goes_through(study, method, pool):
     words = ["--rounds", 1, "--evaluate-every", 1, *(["--set", f"pool={pool}"] if method == "smartfed" else [])]
     if all_methods()[method].default_task == IMAGE_CLASSIFICATION:
         study.desk.testbed("run-method", method, "--inventory", study.inventory, "--runs", study.desk.folder / method,
