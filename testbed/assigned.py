@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -119,7 +120,13 @@ def _result(data: Any, assigned: Assigned, device: str) -> Result:
     plain = isinstance(result.scalars, dict) and isinstance(result.state, str | None)
     if not same or result.outcome not in OUTCOMES or not numbers_fit or not plain:
         raise WireError(f"the result of job {job.id} is not what was asked for: {str(data)[:500]}")
-    counted = replace(result.measurement, bytes_down=assigned.bytes_down, bytes_up=assigned.bytes_up)
+    measuring = len(json.dumps(data["measurement"], separators=(",", ":")))  # as in the frame that it came in
+    counted = replace(
+        result.measurement,
+        bytes_down=assigned.bytes_down,
+        bytes_up=max(0, assigned.bytes_up - measuring),
+        measurement_bytes=measuring,
+    )
     return replace(result, device=device, measurement=counted)
 
 

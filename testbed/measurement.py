@@ -48,7 +48,8 @@ class Measurement:
     baseline_bytes: int | None = None  # anonymous memory of the loaded, empty trainer
     accelerator_peak_bytes: int | None = None  # held at most by the caching allocator; None without an accelerator
     bytes_down: int = 0
-    bytes_up: int = 0
+    bytes_up: int = 0  # without what the measurement itself took
+    measurement_bytes: int = 0  # of this record with its raw samples, on its way up
 
     def without_traces(self) -> Measurement:
         """The same figures without the raw samples that they came from."""

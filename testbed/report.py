@@ -125,6 +125,7 @@ class RunSummary:
     failures: tuple[Failure, ...]
     bytes_down: int | None
     bytes_up: int | None
+    measurement_bytes: int | None  # what telling the measurements took, on the way up beside the updates
     deployed_bytes: int | None  # beside the jobs: configuration, blocks and shards that devices lacked
     tokens_per_second: float | None
     phase_seconds: Mapping[str, float]
@@ -183,6 +184,7 @@ def summarise(folder: RunFolder, target: float | None = None) -> RunSummary:
         failures=_failures(results),
         bytes_down=_total(result.measurement.bytes_down for result in results),
         bytes_up=_total(result.measurement.bytes_up for result in results),
+        measurement_bytes=_total(result.measurement.measurement_bytes for result in results),
         deployed_bytes=sum(record.deployed_bytes for record in rounds) if rounds else None,
         tokens_per_second=_tokens_per_second(results),
         phase_seconds=_phase_seconds(results),

@@ -132,6 +132,7 @@ def _facts(run: RunSummary) -> list[tuple[str, str]]:
     return [
         *facts,
         ("sent", f"{bytes_text(run.bytes_down)} down, {bytes_text(run.bytes_up)} up"),
+        ("measurements", f"{bytes_text(run.measurement_bytes)} up, beside that"),
         ("deployed", bytes_text(run.deployed_bytes)),
         ("speed", f"{number_text(run.tokens_per_second, 0)} tokens/s"),
         ("devices", _circumstances(run)),
