@@ -13,6 +13,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A hash for every file; no resolver: the lock is complete.  torch comes from its own index and stands apart.
 INSTALL_LOCKED := $(PIP) install -qq --no-deps --require-hashes
 
+# Tests that measure or disturb real processes, one after the other; all others side by side.
+ALONE := slow or cgroup or sshd or lab
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lock schema clean
 
@@ -32,8 +35,8 @@ check:
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow" -n auto
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "not ($(ALONE))" -n auto
+	$(BIN)/python -m pytest -m "$(ALONE)"
 
 $(VENV)/.python: Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
