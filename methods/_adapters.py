@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from methods._averaging import AveragingMethod
+from methods._export import export_tensors
 from testbed.errors import UsageError
-from testbed.method import Client, ModelShape, State, Workload
+from testbed.method import Client, ModelShape, Outfit, State, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,11 @@ class AdapterMethod(AveragingMethod):
         if self.bottleneck < 1:
             raise UsageError(f"setting bottleneck={self.bottleneck}: expected at least 1")
 
+    def outfit(self, shape: ModelShape) -> Outfit | None:
+        from testbed.model.bottleneck import BottleneckShape
+
+        return BottleneckShape(self.bottleneck)
+
     def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:
         from testbed.model.bottleneck import adapter_tensors
 
@@ -49,16 +54,13 @@ class AdapterMethod(AveragingMethod):
 
         No library that we know of reads such adapters; the description says where each one belongs and what it does.
         """
-        from safetensors.torch import save_file
-
-        about = {
-            "base_model_name_or_path": str(base.folder),
-            "task": work.task,
-            "labels": work.labels,
-            "blocks": base.shape.block_prefix,
-            "bottleneck": self.bottleneck,
-            "adapter": "of block i, on its output h: h + up(gelu(down(h))), exact GELU, computed in float32",
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "adapters.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        save_file(dict(state.tensors), folder / "adapters.safetensors", metadata={"format": "pt"})
+        export_tensors(
+            folder,
+            "adapters",
+            state,
+            base,
+            work,
+            blocks=base.shape.block_prefix,
+            bottleneck=self.bottleneck,
+            adapter="of block i, on its output h: h + up(gelu(down(h))), exact GELU, computed in float32",
+        )

@@ -7,12 +7,25 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from testbed.errors import UsageError
-from testbed.method import Method, ModelShape, Received, State, Workload
+from testbed.method import (
+    Block,
+    Method,
+    ModelShape,
+    Outfit,
+    Phase,
+    Received,
+    State,
+    Submodel,
+    Update,
+    Workload,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from testbed.model.checkpoint import BaseModel
+    from testbed.model.submodel import Built
+    from testbed.node.workplace import Workplace
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,44 @@ class AveragingMethod(Method):
         )
         return (words,)
 
+    # ── what a client does, unless the method says otherwise: train all that is mounted, end to end ────────────────
+    def outfit(self, shape: ModelShape) -> Outfit | None:
+        """What is mounted on the kept blocks; None: nothing."""
+        return None
+
+    def train_phase(self, blocks: Sequence[Block], shape: ModelShape, work: Workload) -> Phase:
+        """The phase in which what is mounted on `blocks`, and a new head, are trained end to end."""
+        return Phase(
+            "train",
+            tuple(blocks),
+            work.batch_size,
+            work.length,
+            backward=True,
+            outfit=self.outfit(shape),
+            trained_elements=shape.head_elements,
+        )
+
+    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
+        return (self.train_phase(submodel.blocks, shape, work),)
+
+    def work(self, workplace: Workplace) -> Update:
+        return self.train(workplace, workplace.job.submodel)
+
+    def train(self, workplace: Workplace, submodel: Submodel, **scalars: object) -> Update:
+        """Mount what the job brings on `submodel`, do the local steps, send all that was trained."""
+        built = workplace.build(submodel)
+        self.mount(built, workplace.tensors)  # what the job brought is let go of: training has its own copy
+        return self.train_in("train", workplace, built, **scalars)
+
+    def train_in(self, phase: str, workplace: Workplace, built: Built, **scalars: object) -> Update:
+        """The local steps, in a phase of that name, on a model on which everything is mounted already."""
+        from testbed.node.training import local_steps, update_of
+
+        workplace.phase(phase)
+        trained = local_steps(workplace, built)
+        return update_of(workplace, built.trainable(), trained, **scalars)
+
+    # ── the server ─────────────────────────────────────────────────────────────────────────────────────────────────
     def mean(self, state: State, received: Sequence[Received]) -> dict[str, Tensor]:
         """The mean of the updates, for every tensor of the state."""
         from testbed.model.combine import weighted_mean

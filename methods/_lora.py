@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING
 from methods._averaging import AveragingMethod
 from testbed.errors import UsageError
 from testbed.method import (
-    Block,
     Client,
     ModelShape,
-    Phase,
+    Outfit,
     State,
-    Submodel,
-    Update,
     Workload,
 )
 
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
     from testbed.model.adapters import LoraShape
     from testbed.model.checkpoint import BaseModel
     from testbed.model.submodel import Built
-    from testbed.node.workplace import Workplace
 
 ALL_LINEAR = "all-linear"
 
@@ -59,17 +55,8 @@ class LoraMethod(AveragingMethod):
             raise UsageError(f"setting rank={self.rank}: expected at least 1")
         check_targets(self.targets, shape)
 
-    def train_phase(self, blocks: Sequence[Block], shape: ModelShape, work: Workload) -> Phase:
-        """The phase in which adapters on `blocks` are trained end to end."""
-        return Phase(
-            "train",
-            tuple(blocks),
-            work.batch_size,
-            work.length,
-            backward=True,
-            outfit=self.lora(shape),
-            trained_elements=shape.head_elements,
-        )
+    def outfit(self, shape: ModelShape) -> Outfit | None:
+        return self.lora(shape)
 
     def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:
         from testbed.model.adapters import lora_tensors
@@ -86,20 +73,6 @@ class LoraMethod(AveragingMethod):
 
         mount_lora(built, self.lora(built.shape), self.alpha, self.dropout)
         built.fill(tensors)
-
-    def train(self, workplace: Workplace, submodel: Submodel, **scalars: object) -> Update:
-        """Mount the job's adapters on `submodel`, do the local steps, send all that was trained."""
-        built = workplace.build(submodel)
-        self.mount(built, workplace.tensors)  # what the job brought is let go of: training has its own copy
-        return self.train_in("train", workplace, built, **scalars)
-
-    def train_in(self, phase: str, workplace: Workplace, built: Built, **scalars: object) -> Update:
-        """The local steps, in a phase of that name, on a model on which everything is mounted already."""
-        from testbed.node.training import local_steps, update_of
-
-        workplace.phase(phase)
-        trained = local_steps(workplace, built)
-        return update_of(workplace, built.trainable(), trained, **scalars)
 
 
 def named_targets(targets: tuple[str, ...], shape: ModelShape) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from methods._lora import LoraMethod
 from testbed.errors import UsageError, WireError
-from testbed.method import Client, ModelShape, Order, Part, Phase, Received, State, Submodel, Update, Workload
+from testbed.method import Client, ModelShape, Order, Part, Received, State, Update, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,9 +55,6 @@ class RankedLora(LoraMethod):
     def alpha_at(self, rank: int) -> float:
         """Alpha of adapters of that rank: alpha / rank is their scale."""
         return self.alpha * rank / self.largest
-
-    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
-        return (self.train_phase(submodel.blocks, shape, work),)
 
     # ── server half ────────────────────────────────────────────────────────────────────────────────────────────────
     def order(self, state: State, base: BaseModel, clients: Sequence[Client], round_index: int) -> Sequence[Order]:

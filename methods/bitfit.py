@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from methods._averaging import AveragingMethod
+from methods._export import export_tensors
 from methods._lora import ALL_LINEAR, check_targets, named_targets
-from testbed.method import Client, ModelShape, Phase, State, Submodel, Update, Workload
+from testbed.method import Client, ModelShape, Outfit, State, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from testbed.model.checkpoint import BaseModel
     from testbed.model.offsets import OffsetShape
     from testbed.model.submodel import Built
-    from testbed.node.workplace import Workplace
 
 
 @dataclass(frozen=True)
@@ -56,18 +55,8 @@ class BitFit(AveragingMethod):
         super().check(shape, work)
         check_targets(self.targets, shape)
 
-    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
-        return (
-            Phase(
-                "train",
-                submodel.blocks,
-                work.batch_size,
-                work.length,
-                backward=True,
-                outfit=self.offsets(shape),
-                trained_elements=shape.head_elements,
-            ),
-        )
+    def outfit(self, shape: ModelShape) -> Outfit | None:
+        return self.offsets(shape)
 
     # ── server half ────────────────────────────────────────────────────────────────────────────────────────────────
     def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:
@@ -77,17 +66,8 @@ class BitFit(AveragingMethod):
 
     def export(self, state: State, base: BaseModel, work: Workload, folder: Path) -> None:
         """Write offsets.safetensors (offsets and new head by canonical name) and offsets.json, which describes it."""
-        from safetensors.torch import save_file
-
-        about = {
-            "base_model_name_or_path": str(base.folder),
-            "task": work.task,
-            "labels": work.labels,
-            "offset": "of the module before its last dot: added to the module's output, where its bias would be",
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "offsets.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        save_file(dict(state.tensors), folder / "offsets.safetensors", metadata={"format": "pt"})
+        offset = "of the module before its last dot: added to the module's output, where its bias would be"
+        export_tensors(folder, "offsets", state, base, work, offset=offset)
 
     # ── client half ────────────────────────────────────────────────────────────────────────────────────────────────
     def mount(self, built: Built, tensors: Mapping[str, Tensor]) -> None:
@@ -95,12 +75,3 @@ class BitFit(AveragingMethod):
 
         mount_offsets(built, self.offsets(built.shape))
         built.fill(tensors)
-
-    def work(self, workplace: Workplace) -> Update:
-        from testbed.node.training import local_steps, update_of
-
-        built = workplace.build(workplace.job.submodel)
-        self.mount(built, workplace.tensors)
-        workplace.phase("train")
-        trained = local_steps(workplace, built)
-        return update_of(workplace, built.trainable(), trained)

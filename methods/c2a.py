@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from methods._adapters import AdapterMethod
+from methods._export import export_tensors
 from testbed.errors import UsageError
-from testbed.method import SEQUENCE_CLASSIFICATION, Client, ModelShape, Phase, State, Submodel, Update, Workload
+from testbed.method import SEQUENCE_CLASSIFICATION, Client, ModelShape, Outfit, State, Update, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,20 +50,10 @@ class C2A(AdapterMethod):
         if self.condition < 1:
             raise UsageError(f"setting condition={self.condition}: expected at least 1")
 
-    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
+    def outfit(self, shape: ModelShape) -> Outfit | None:
         from testbed.model.hypernetwork import HypernetworkShape
 
-        return (
-            Phase(
-                "train",
-                submodel.blocks,
-                work.batch_size,
-                work.length,
-                backward=True,
-                outfit=HypernetworkShape(self.bottleneck, self.condition),
-                trained_elements=shape.head_elements,
-            ),
-        )
+        return HypernetworkShape(self.bottleneck, self.condition)
 
     def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:
         from testbed.model.hypernetwork import hypernetwork_tensors
@@ -94,21 +84,18 @@ class C2A(AdapterMethod):
 
         No library that we know of reads them; the description says what is computed.
         """
-        from safetensors.torch import save_file
-
-        about = {
-            "base_model_name_or_path": str(base.folder),
-            "task": work.task,
-            "labels": work.labels,
-            "blocks": base.shape.block_prefix,
-            "bottleneck": self.bottleneck,
-            "condition": self.condition,
-            "histogram": "share of every class in the data; 1/labels each for data that is not known",
-            "adapter": "of block i, on its output x: x + up(gelu(down(x))), exact GELU, computed in float32; with "
+        export_tensors(
+            folder,
+            "adapters",
+            state,
+            base,
+            work,
+            blocks=base.shape.block_prefix,
+            bottleneck=self.bottleneck,
+            condition=self.condition,
+            histogram="share of every class in the data; 1/labels each for data that is not known",
+            adapter="of block i, on its output x: x + up(gelu(down(x))), exact GELU, computed in float32; with "
             "z = tanh(hypernetwork.condition.weight @ histogram + hypernetwork.blocks.weight[i]), down is "
             "(hypernetwork.down.weight @ z) as (bottleneck, hidden), up (hypernetwork.up.weight @ z) as "
             "(hidden, bottleneck), both row by row",
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "adapters.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        save_file(dict(state.tensors), folder / "adapters.safetensors", metadata={"format": "pt"})
+        )

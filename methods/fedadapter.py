@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from methods._adapters import AdapterMethod
 from testbed.errors import UsageError, WireError
-from testbed.method import Client, ModelShape, Order, Part, Phase, Received, State, Submodel, Update, Workload
+from testbed.method import Client, ModelShape, Order, Part, Received, State, Update, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,21 +66,6 @@ class FedAdapter(AdapterMethod):
         for name in ("depth_step", "trial_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"setting {name}={getattr(self, name)}: expected at least 1")
-
-    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
-        from testbed.model.bottleneck import BottleneckShape
-
-        return (
-            Phase(
-                "train",
-                submodel.blocks,
-                work.batch_size,
-                work.length,
-                backward=True,
-                outfit=BottleneckShape(self.bottleneck),
-                trained_elements=shape.head_elements,
-            ),
-        )
 
     # ── server half ────────────────────────────────────────────────────────────────────────────────────────────────
     def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:

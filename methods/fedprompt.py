@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from methods._averaging import AveragingMethod
+from methods._export import export_tensors
 from testbed.errors import UsageError
-from testbed.method import CAUSAL_LM, Client, ModelShape, Phase, State, Submodel, Update, Workload
+from testbed.method import CAUSAL_LM, Client, ModelShape, Outfit, State, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from testbed.model.checkpoint import BaseModel
     from testbed.model.submodel import Built
-    from testbed.node.workplace import Workplace
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,10 @@ class FedPrompt(AveragingMethod):
                 f"that this {shape.architecture} model has positions for; choose fewer, or shorter texts (--length)"
             )
 
-    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
+    def outfit(self, shape: ModelShape) -> Outfit | None:
         from testbed.model.prompt import PromptShape
 
-        return (
-            Phase(
-                "train",
-                submodel.blocks,
-                work.batch_size,
-                work.length,
-                backward=True,
-                outfit=PromptShape(self.tokens),
-                trained_elements=shape.head_elements,
-            ),
-        )
+        return PromptShape(self.tokens)
 
     # ── server half ────────────────────────────────────────────────────────────────────────────────────────────────
     def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:
@@ -83,8 +72,6 @@ class FedPrompt(AveragingMethod):
         The first has the prompt and the new head by canonical name, the second describes it: PEFT's own classifiers
         read another place of a text with a prompt.
         """
-        from safetensors.torch import save_file
-
         from testbed.model import blocks
         from testbed.model.prompt import PROMPT_WEIGHT, export_peft_prompt, first_place
 
@@ -92,16 +79,8 @@ class FedPrompt(AveragingMethod):
             export_peft_prompt(folder, base, state.tensors[PROMPT_WEIGHT])
             return
         model = blocks.skeleton(base.config, work.task, work.labels, "float32")
-        about = {
-            "base_model_name_or_path": str(base.folder),
-            "task": work.task,
-            "labels": work.labels,
-            "first": first_place(model, work.task),
-            "prompt": "its rows stand among the embeddings of the text's tokens, from place `first` on",
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "prompt.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        save_file(dict(state.tensors), folder / "prompt.safetensors", metadata={"format": "pt"})
+        prompt = "its rows stand among the embeddings of the text's tokens, from place `first` on"
+        export_tensors(folder, "prompt", state, base, work, first=first_place(model, work.task), prompt=prompt)
 
     # ── client half ────────────────────────────────────────────────────────────────────────────────────────────────
     def mount(self, built: Built, tensors: Mapping[str, Tensor]) -> None:
@@ -109,12 +88,3 @@ class FedPrompt(AveragingMethod):
 
         mount_prompt(built, self.tokens)
         built.fill(tensors)
-
-    def work(self, workplace: Workplace) -> Update:
-        from testbed.node.training import local_steps, update_of
-
-        built = workplace.build(workplace.job.submodel)
-        self.mount(built, workplace.tensors)
-        workplace.phase("train")
-        trained = local_steps(workplace, built)
-        return update_of(workplace, built.trainable(), trained)

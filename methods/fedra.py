@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from methods._lora import LoraMethod, random_positions, tensors_of
-from testbed.method import Block, Client, ModelShape, Order, Phase, State, Submodel, Update, Workload
+from testbed.method import Block, Client, ModelShape, Order, State, Submodel, Workload
 
 if TYPE_CHECKING:
     from testbed.model.checkpoint import BaseModel
-    from testbed.node.workplace import Workplace
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,6 @@ class FedRA(LoraMethod):
     def choices(self, shape: ModelShape) -> Iterator[Submodel]:
         yield from (Submodel.first(count) for count in range(len(shape), 0, -1))
 
-    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
-        return (self.train_phase(submodel.blocks, shape, work),)
-
     def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:
         return replace(super().start(base, work, clients, seed, rounds), scalars={"seed": seed})
 
@@ -49,6 +45,3 @@ class FedRA(LoraMethod):
         positions = random_positions(len(shape), len(client.submodel.blocks), key)
         submodel = Submodel(tuple(Block(position) for position in positions))
         return Order(client.index, submodel, tensors=tensors_of(state, shape, positions))
-
-    def work(self, workplace: Workplace) -> Update:
-        return self.train(workplace, workplace.job.submodel)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from methods._export import export_tensors
 from methods._lora import LoraMethod
 from testbed.method import (
     EVALUATE,
@@ -67,20 +67,17 @@ class FedSALora(LoraMethod):
 
     def export(self, state: State, base: BaseModel, work: Workload, folder: Path) -> None:
         """Write A as shared.safetensors, and shared.json, which says what it is: PEFT knows no adapter without B."""
-        from safetensors.torch import save_file
-
-        about = {
-            "base_model_name_or_path": str(base.folder),
-            "task": work.task,
-            "labels": work.labels,
-            "rank": self.rank,
-            "alpha": self.alpha,
-            "tensors": "lora_A of every adapted map: y = W x + alpha / rank * B A x",
-            "not_here": "each client's own lora_B and head: they never left its node",
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "shared.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        save_file(dict(state.tensors), folder / "shared.safetensors", metadata={"format": "pt"})
+        export_tensors(
+            folder,
+            "shared",
+            state,
+            base,
+            work,
+            rank=self.rank,
+            alpha=self.alpha,
+            tensors="lora_A of every adapted map: y = W x + alpha / rank * B A x",
+            not_here="each client's own lora_B and head: they never left its node",
+        )
 
     # ── client half ────────────────────────────────────────────────────────────────────────────────────────────────
     def work(self, workplace: Workplace) -> Update:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from methods._lora import LoraMethod
-from testbed.method import Client, ModelShape, Order, Phase, State, Submodel, Update, Workload
+from testbed.method import Client, ModelShape, Order, State, Update
 
 if TYPE_CHECKING:
     from testbed.model.adapters import LoraShape
@@ -35,9 +35,6 @@ class FFALora(LoraMethod):
         from testbed.model.adapters import B
 
         return replace(super().lora(shape), factors=(B,))
-
-    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
-        return (self.train_phase(submodel.blocks, shape, work),)
 
     def order(self, state: State, base: BaseModel, clients: Sequence[Client], round_index: int) -> Sequence[Order]:
         from testbed.model.adapters import LORA_A

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from methods._adapters import AdapterMethod
-from testbed.method import ModelShape, Phase, Submodel, Update, Workload
-
-if TYPE_CHECKING:
-    from testbed.node.workplace import Workplace
 
 
 @dataclass(frozen=True)
@@ -26,27 +22,3 @@ class FullAdapters(AdapterMethod):
     family: ClassVar[str] = "adapters"
     memory: ClassVar[str] = "whole model, trained through"
     traffic: ClassVar[str] = "adapters, both ways"
-
-    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
-        from testbed.model.bottleneck import BottleneckShape
-
-        return (
-            Phase(
-                "train",
-                submodel.blocks,
-                work.batch_size,
-                work.length,
-                backward=True,
-                outfit=BottleneckShape(self.bottleneck),
-                trained_elements=shape.head_elements,
-            ),
-        )
-
-    def work(self, workplace: Workplace) -> Update:
-        from testbed.node.training import local_steps, update_of
-
-        built = workplace.build(workplace.job.submodel)
-        self.mount(built, workplace.tensors)
-        workplace.phase("train")
-        trained = local_steps(workplace, built)
-        return update_of(workplace, built.trainable(), trained)

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from methods._lora import LoraMethod, tensors_of
 from testbed.errors import UsageError
-from testbed.method import Client, ModelShape, Order, Part, Phase, Received, State, Submodel, Update, Workload
+from testbed.method import Client, ModelShape, Order, Part, Received, State, Submodel, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from testbed.model.checkpoint import BaseModel
-    from testbed.node.workplace import Workplace
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,6 @@ class InclusiveFL(LoraMethod):
 
     def choices(self, shape: ModelShape) -> Iterator[Submodel]:
         yield from (Submodel.first(count) for count in range(len(shape), 0, -1))
-
-    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
-        return (self.train_phase(submodel.blocks, shape, work),)
 
     # ── server half ────────────────────────────────────────────────────────────────────────────────────────────────
     def start(self, base: BaseModel, work: Workload, clients: Sequence[Client], seed: int, rounds: int) -> State:
@@ -93,8 +89,6 @@ class InclusiveFL(LoraMethod):
         return replace(combined, server={**combined.server, **deltas})
 
     # ── client half ────────────────────────────────────────────────────────────────────────────────────────────────
-    def work(self, workplace: Workplace) -> Update:
-        return self.train(workplace, workplace.job.submodel)
 
 
 class _Distilled:

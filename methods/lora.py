@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from methods._lora import LoraMethod
-from testbed.method import ModelShape, Phase, Submodel, Update, Workload
-
-if TYPE_CHECKING:
-    from testbed.node.workplace import Workplace
 
 
 @dataclass(frozen=True)
@@ -27,9 +23,3 @@ class Lora(LoraMethod):
     family: ClassVar[str] = "LoRA, homogeneous"
     memory: ClassVar[str] = "whole model, trained through"
     traffic: ClassVar[str] = "A and B, both ways"
-
-    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
-        return (self.train_phase(submodel.blocks, shape, work),)
-
-    def work(self, workplace: Workplace) -> Update:
-        return self.train(workplace, workplace.job.submodel)

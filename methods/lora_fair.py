@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 from methods._lora import LoraMethod
 from methods._ranks import factors_in, shares_of
 from testbed.errors import UsageError
-from testbed.method import ModelShape, Phase, Received, State, Submodel, Update, Workload
+from testbed.method import ModelShape, Received, State, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from testbed.node.workplace import Workplace
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,6 @@ class LoraFair(LoraMethod):
         if self.ridge <= 0:
             raise UsageError(f"setting ridge={self.ridge}: expected more than 0")
 
-    def phases(self, submodel: Submodel, shape: ModelShape, work: Workload) -> tuple[Phase, ...]:
-        return (self.train_phase(submodel.blocks, shape, work),)
-
     def mean(self, state: State, received: Sequence[Received]) -> dict[str, Tensor]:
         from testbed.model.adapters import LORA_A, LORA_B, names_of
 
@@ -70,6 +65,3 @@ class LoraFair(LoraMethod):
         ridge = self.ridge * torch.eye(len(a), dtype=torch.float64)
         residual: Tensor = torch.linalg.solve(gram + ridge, lost.T).T
         return residual
-
-    def work(self, workplace: Workplace) -> Update:
-        return self.train(workplace, workplace.job.submodel)

@@ -115,7 +115,7 @@ class ScaleFL(SgdMethod):
         return tuple(self._phase(stage, shape, work) for stage in range(1, stages + 1))
 
     def _phase(self, stage: int, shape: ModelShape, work: Workload) -> Phase:
-        outfit = self.outfit(stage, shape)
+        outfit = self.stage_outfit(stage, shape)
         return Phase(
             phase_name(stage),
             Submodel.first(outfit.depths[stage - 1]).blocks,
@@ -127,7 +127,7 @@ class ScaleFL(SgdMethod):
             optimizer_slots=self.optimizer_slots,
         )
 
-    def outfit(self, stage: int, shape: ModelShape) -> StageOutfit:
+    def stage_outfit(self, stage: int, shape: ModelShape) -> StageOutfit:
         """What a stage, counted from 1, mounts and descends."""
         from testbed.model.output_module import StageOutfit
 
@@ -249,7 +249,7 @@ class ScaleFL(SgdMethod):
         trained = local_steps(
             workplace,
             built,
-            loss=self.outfit(stage, built.shape).loss,
+            loss=self.stage_outfit(stage, built.shape).loss,
             optimizer=self.descent(job.learning_rate),
             max_norm=None,
         )
@@ -262,7 +262,7 @@ class ScaleFL(SgdMethod):
 
         tensors = workplace.tensors
         built = workplace.whole(workplace.job.submodel, tensors, lambda _: False)
-        self.outfit(stage, built.shape).mount(built)
+        self.stage_outfit(stage, built.shape).mount(built)
         built.fill({name: tensor for name, tensor in tensors.items() if name.startswith(f"{OUTPUT_MODULE}.")})
         return built
 

@@ -128,7 +128,7 @@ def stage_model(run, stage):
     own = version(started(run).tensors, stage)
     depth = run.method.depths(run.base.shape)[stage - 1]
     built = whole(run.base.config, Submodel.first(depth), run.work, own, lambda _: False)
-    outfit = run.method.outfit(stage, built.shape)
+    outfit = run.method.stage_outfit(stage, built.shape)
     outfit.mount(built)
     built.fill({name: tensor for name, tensor in own.items() if name.startswith(f"{OUTPUT_MODULE}.")})
     return built, outfit
@@ -393,6 +393,6 @@ def test_weights_that_are_trained_cannot_stay_in_the_file(tmp_path):
 
 
 def test_the_curriculum_goes_from_the_input_to_the_label(tmp_path):
-    outfits = [ScaleFL().outfit(stage, shape_of(tmp_path)) for stage in range(1, T + 1)]
+    outfits = [ScaleFL().stage_outfit(stage, shape_of(tmp_path)) for stage in range(1, T + 1)]
     assert [outfit.about_input for outfit in outfits] == [1.0, 0.75, 0.5, 0.25]
     assert [outfit.about_label for outfit in outfits] == [0.25, 0.5, 0.75, 1.0]
