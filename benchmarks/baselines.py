@@ -3,12 +3,12 @@
     testbed experiment experiments/baselines.yaml      (the runs: an hour or two on two cores; Ctrl-C, and go on later)
     python benchmarks/baselines.py [EXPERIMENT] [--runs DIR] [--docs docs/methods]
 
-By column: *clients* that the plan let take part; *accuracy* and loss on the held-out set after the last round, mean and
-standard deviation over seeds (of methods with personal models: the mean over their clients'); *peak* is the largest
-measured estimate of any job, the empty trainer's own memory included; *off* is how far the prediction was from it; *up*
-and *down* are what one client sent, and its job carried to it, in a round; *deployed* is what devices lacked and were
-sent beside jobs, in the whole run.  With --docs the tables are written into these pages, between their marks.  What
-was not run yet is told on standard error.
+By column: *seeds* that were run; *clients* that the plan let take part; *accuracy* and *loss* on the held-out set after
+the last round, mean and standard deviation over seeds (of methods with personal models: the mean over their clients');
+*peak* is the largest measured estimate of any job, the empty trainer's own memory included; *off* is how far the
+prediction was from it; *up* and *down* are what one client sent, and its job carried to it, in a round; *deployed* is
+what devices lacked and were sent beside jobs, in the whole run.  With --docs the tables are written into these pages,
+between their marks.  What was not run yet is told on standard error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 #: Where rows go whose label is not the method's name: the same method with another server.
 VARIED = "server"
 _MARKS = re.compile(r"<!-- measured: (.+?) -->\n.*?<!-- /measured -->", re.DOTALL)
-HEADINGS = ("method", "clients", "accuracy", "loss", "peak", "off", "up", "down", "deployed")
+HEADINGS = ("method", "seeds", "clients", "accuracy", "loss", "peak", "off", "up", "down", "deployed")
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def row(label: str, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
     return (
         f"`{label}`",
+        str(len(outcomes)),
         f"{first.clients - sum(device.refused for device in first.devices)} of {first.clients}",
         spread([outcome.summary.accuracy for outcome in outcomes]),
         spread([outcome.summary.loss for outcome in outcomes]),
