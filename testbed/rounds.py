@@ -24,6 +24,8 @@ from testbed.task import Quality
 from testbed.updates import SpooledUpdate, check_finite, write_tensors
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from testbed.live import Watcher
     from testbed.model.checkpoint import BaseModel, ContentStore
     from testbed.model.footprint import Baseline
@@ -177,14 +179,8 @@ def _carry_out(
         run.watcher.job_ended(result)
     waiting = [job for job in jobs.values() if job.id not in {result.job for result in results}]
     deployed_before = run.engine.deployed_bytes
-    sent: list[tuple[str, Job, Path | None]] = []
-    payloads: dict[int, Path] = {}  # what several clients are sent alike is written once
-    for job in waiting:
-        device = plans[job.client].device
-        payload = payloads.get(id(tensors[job.id]))
-        if payload is None and tensors[job.id]:
-            payload = payloads[id(tensors[job.id])] = write_tensors(tensors[job.id], run.folder.payload_path(job.id))
-        sent.append((device, job, payload))
+    payloads: dict[int, Path] = {}
+    sent = [(plans[job.client].device, job, _payload(run, job, tensors[job.id], payloads)) for job in waiting]
     for received, path in run.engine.run(sent):
         result = _checked(run, progress.state, received, path)
         run.folder.record_result(result)
@@ -198,6 +194,13 @@ def _carry_out(
         [SpooledUpdate(result, paths[result.job]) for result in finished],
         (run.engine.deployed_bytes - deployed_before),
     )
+
+
+def _payload(run: Run, job: Job, tensors: Mapping[str, Tensor], written: dict[int, Path]) -> Path | None:
+    """The file of a job's tensors, if it has any; what several clients are sent alike is written once."""
+    if tensors and id(tensors) not in written:
+        written[id(tensors)] = write_tensors(tensors, run.folder.payload_path(job.id))
+    return written.get(id(tensors))
 
 
 def _stored(run: Run, jobs: Mapping[str, Job]) -> tuple[list[Result], dict[str, Path]]:
@@ -313,23 +316,28 @@ def _quality(run: Run, progress: Progress, index: int) -> Quality | None:
     orders = run.method.evaluations(progress.state, run.base, clients)
     if not orders:
         return _evaluate(run, progress.state)
-    shard = _held_out_content(run)
-    jobs = []
-    for order in orders:
-        asked = replace(order, kind=EVALUATE)
-        job = replace(_job(run, replace(progress, next_round=index), asked, 0.0), shard=shard)
-        job = replace(job, id=f"{job.id}-{EVALUATE}")
-        payload = write_tensors(order.tensors, run.folder.payload_path(job.id)) if order.tensors else None
-        jobs.append((plans[order.client].device, job, payload))
+    shard, payloads = _held_out_content(run), dict[int, Path]()
+    jobs = {order.client: _evaluation_job(run, progress, index, order, shard) for order in orders}
+    sent = [
+        (plans[order.client].device, jobs[order.client], _payload(run, jobs[order.client], order.tensors, payloads))
+        for order in orders
+    ]
     told = []
-    for result, _ in run.engine.run(jobs):
+    for result, _ in run.engine.run(sent):
         run.folder.record_result(result)
-        if result.finished:
-            told.append((result.client, float(result.scalars["loss"]), float(result.scalars["accuracy"])))
+        figures = [result.scalars.get(name) for name in ("loss", "accuracy")]
+        if result.finished and all(isinstance(figure, (int, float)) for figure in figures):
+            told.append((result.client, *figures))
     if not told:
         return None
     _, losses, accuracies = zip(*sorted(told), strict=True)
     return Quality(sum(losses) / len(told), sum(accuracies) / len(told), len(run.held_out))
+
+
+def _evaluation_job(run: Run, progress: Progress, index: int, order: Order, shard: str) -> Job:
+    """A job after the round's own, whose shard is the held-out set."""
+    job = _job(run, replace(progress, next_round=index), replace(order, kind=EVALUATE), 0.0)
+    return replace(job, id=f"{job.id}-{EVALUATE}", shard=shard)
 
 
 def _held_out_content(run: Run) -> str:
