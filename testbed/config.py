@@ -10,7 +10,7 @@ devices:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -18,8 +18,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from testbed.byte_text import EXPECTED, PATTERN, format_bytes, parse_bytes
-from testbed.errors import ConfigError
-from testbed.inventory import DEVICE_FOLDER, Access, Budget, Device, HardwareProfile, Inventory, PowerRail
+from testbed.errors import ConfigError, UsageError
+from testbed.inventory import DEVICE_FOLDER, Access, Budget, Device, HardwareProfile, Inventory, MeterChoice, PowerRail
+from testbed.meters import POINTS, make
 from testbed.package_data import data_folder
 from testbed.plugins import device_kinds
 from testbed.spelling import did_you_mean
@@ -56,6 +57,13 @@ Bytes = Annotated[
     BeforeValidator(_to_bytes),
     WithJsonSchema({"type": "string", "pattern": PATTERN, "examples": ["700 MiB", "4 GiB"]}),
 ]
+
+
+MeterName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+#: What `meter:` says for "do without the board's own".
+NO_METER = "none"
+#: The meter that reads a rail's sensor, by the beginning of the profile's word for it.
+_OWN_METER = {"ina3221": "ina3221", "pmic": "rpi_pmic"}
 
 
 class BudgetEntry(FileModel):
@@ -135,6 +143,12 @@ class DeviceEntry(FileModel):
         default=None,
         title="the name of a power mode such as 15W",
         description="Set by provisioning; without it left as it is.",
+    )
+    meter: MeterName | dict[MeterName, dict[str, Any]] | None = Field(
+        default=None,
+        title="the name of a meter such as ina3221, a mapping from names to settings, or none",
+        description="What reads its power: files of testbed/meters; the first one's energy is the device's. Without it "
+        "the board's own sensors, where its profile names them; `none`: no meter.",
     )
 
 
@@ -282,9 +296,37 @@ def _device(path: Path, name: str, own: DeviceEntry, defaults: DeviceEntry) -> D
         python=entry.python,
         folder=entry.folder or DEVICE_FOLDER,
         power_mode=entry.power_mode,
+        meters=_meters(path, name, entry),
     )
     _check_fits_board(path, device)
     return device
+
+
+def _meters(path: Path, name: str, entry: DeviceEntry) -> tuple[MeterChoice, ...]:
+    """Those that the inventory names, each with settings that it takes; else the board's own."""
+    if entry.meter is None:
+        own = () if entry.kind == "emulated" else _profile(path, name, entry.profile or "").rails
+        sensors = dict.fromkeys(rail.source.partition("@")[0] for rail in own)
+        return tuple(MeterChoice(_OWN_METER[sensor]) for sensor in sensors if sensor in _OWN_METER)
+    if entry.meter == NO_METER:
+        return ()
+    stated = {entry.meter: {}} if isinstance(entry.meter, str) else entry.meter
+    return tuple(_meter(path, name, meter, settings) for meter, settings in stated.items())
+
+
+def _meter(path: Path, name: str, meter: str, stated: Mapping[str, Any]) -> MeterChoice:
+    settings = dict(stated)
+    point = settings.pop("point", None)
+    where = ("devices", name, "meter", meter)
+    if point is not None and point not in POINTS:
+        raise ConfigError(complaint(path, (*where, "point"), f"one of {', '.join(POINTS)}", point))
+    if isinstance(settings.get("file"), str):  # as everything in an inventory: relative to it
+        settings["file"] = str((path.parent / Path(settings["file"]).expanduser()).absolute())
+    try:
+        make(meter, settings)
+    except UsageError as error:
+        raise ConfigError(f"{path}: {'.'.join(where)}: {error}") from None
+    return MeterChoice(meter, settings, point)
 
 
 def _access(path: Path, name: str, entry: DeviceEntry) -> Access | None:

@@ -14,6 +14,7 @@ TestbedError            whatever a user can be told in one message
 │   ├── LockedError     a device that another run holds
 │   ├── BoardError      another board than the one that was expected behind an address
 │   └── DiskError       a device whose disk takes no more
+├── MeterError          a power meter that cannot be read: what, why, and the way out
 ├── WireError           a frame, file or update that is not what it says it is
 └── StoreError          the results cannot be written or read
 """
@@ -77,6 +78,10 @@ class BoardError(DeviceError):
 
 class DiskError(DeviceError):
     """A device whose disk takes no more."""
+
+
+class MeterError(TestbedError):
+    """A power meter that cannot be read: what, why, and the way out."""
 
 
 class WireError(TestbedError):

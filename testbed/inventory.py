@@ -58,6 +58,15 @@ class Budget:
     cores: float | None = None
 
 
+@dataclass(frozen=True)
+class MeterChoice:
+    """A power meter of a device: the name of a file of testbed/meters, and what it is told."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    point: str | None = None  # where it measures, if not where it says itself
+
+
 #: Below the home of the login user: content, code, environment and runs of the testbed on a device.
 DEVICE_FOLDER = ".local/share/edge-testbed"
 
@@ -90,6 +99,7 @@ class Device:
     python: str | None = None  # an interpreter on the device with everything installed; None: what provisioning made
     folder: str = DEVICE_FOLDER  # absolute, or below the login user's home
     power_mode: str | None = None  # by name; None: left as it is
+    meters: tuple[MeterChoice, ...] = ()  # the first one's energy is the device's; the others' stand beside it
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,7 @@ def inventory_from_json(record: Mapping[str, Any]) -> Inventory:
                 "profile": _profile_from_json(device["profile"]),
                 "budget": Budget(**device["budget"]),
                 "access": Access(**device["access"]) if device.get("access") else None,
+                "meters": tuple(MeterChoice(**meter) for meter in device.get("meters", ())),
                 "tags": frozenset(device["tags"]),
             }
         )

@@ -1,4 +1,4 @@
-"""What was measured: times and peak memory of a job, phase by phase.  Standard library only.
+"""What was measured: times, peak memory and power of a job, phase by phase.  Standard library only.
 
 `None` means not measured; it is never 0 and never guessed.
 """
@@ -36,6 +36,77 @@ class PhaseMeasurement:
     peak: PeakMemory = field(default_factory=PeakMemory)
     #: Raw samples: seconds since the phase began; VmHWM, anonymous, file and unreclaimable bytes.
     trace: tuple[tuple[float, int, int, int, int], ...] = ()
+    begun_seconds: float | None = None  # after the job's first byte came; None in records without power
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A meter's total as another meter had it: `gain` × watts + `offset_watts`, in the range that was seen.
+
+    residual_watts   half-width at 95 % of what is left between the two
+    reference_gain   accuracy of the reference itself, a ratio at 95 %
+    """
+
+    gain: float
+    offset_watts: float
+    residual_watts: float
+    reference: str  # the meter that it was compared with
+    point: str  # where that one measures, and so from then on this one
+    reference_gain: float
+    lowest_watts: float
+    highest_watts: float
+    samples: int
+    made: str = ""  # when, as ISO 8601
+
+
+@dataclass(frozen=True)
+class PowerTrace:
+    """Raw power samples of a job's window from one meter, with what is known of the meter (`testbed.meters`).
+
+    rows: seconds after the job's first byte came · seconds that the wall clock has moved against the monotonic one
+    since the first row · watts of each rail, in their order [· joules that each rail's counter has grown by since the
+    first row].  They reach one sample beyond the window on either side, where there is one.
+    """
+
+    meter: str
+    point: str  # where it measures: wall_ac, dc_input, module_rail, soc_pmic, processor
+    rails: tuple[str, ...]
+    total_rails: tuple[str, ...]  # whose sum is the whole at that point; () where no sum is
+    accuracy: tuple[tuple[float, float, float, float], ...]  # per rail: the fields of `testbed.meters.Accuracy`
+    interval_seconds: float
+    rows: tuple[tuple[float, ...], ...] = ()
+    replayed: bool = False  # a recording was played, nothing was measured
+    timing_seconds: float = 0.0  # how well the samples' clock is known against the job's (0: it is the same)
+    calibration: Calibration | None = None  # of the total; the rows stay as they were read
+
+    @property
+    def counters(self) -> bool:
+        """Whether the rows end with energy counters."""
+        return bool(self.rows) and len(self.rows[0]) == 2 + 2 * len(self.rails)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PowerTrace:
+        """The reverse of `dataclasses.asdict`."""
+        tuples = {key: tuple(data[key]) for key in ("rails", "total_rails")}
+        nested = {key: tuple(map(tuple, data.get(key, ()))) for key in ("accuracy", "rows")}
+        calibration = Calibration(**data["calibration"]) if data.get("calibration") else None
+        return cls(**{**data, **tuples, **nested, "calibration": calibration})
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How a device stood during a job.  `throttled` names what it was held back by; None where nothing tells."""
+
+    begin_celsius: float | None = None
+    highest_celsius: float | None = None
+    throttled: tuple[str, ...] | None = None
+    too_hot: bool = False  # the thermal gate gave up waiting before the job
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Conditions:
+        """The reverse of `dataclasses.asdict`."""
+        throttled = data.get("throttled")
+        return cls(**{**data, "throttled": None if throttled is None else tuple(throttled)})
 
 
 @dataclass(frozen=True)
@@ -50,10 +121,13 @@ class Measurement:
     bytes_down: int = 0
     bytes_up: int = 0  # without what the measurement itself took
     measurement_bytes: int = 0  # of this record with its raw samples, on its way up
+    power: tuple[PowerTrace, ...] = ()  # of each meter of the device, in the order of the inventory
+    conditions: Conditions = field(default_factory=Conditions)
 
     def without_traces(self) -> Measurement:
         """The same figures without the raw samples that they came from."""
-        return replace(self, phases=tuple(replace(phase, trace=()) for phase in self.phases))
+        phases = tuple(replace(phase, trace=()) for phase in self.phases)
+        return replace(self, phases=phases, power=tuple(replace(trace, rows=()) for trace in self.power))
 
     @property
     def largest(self) -> PhaseMeasurement | None:
@@ -87,11 +161,17 @@ class Measurement:
         """The reverse of `dataclasses.asdict`."""
         phases = tuple(
             PhaseMeasurement(
-                phase["name"], phase["seconds"], PeakMemory(**phase["peak"]), tuple(map(tuple, phase.get("trace", ())))
+                phase["name"],
+                phase["seconds"],
+                PeakMemory(**phase["peak"]),
+                tuple(map(tuple, phase.get("trace", ()))),
+                phase.get("begun_seconds"),
             )
             for phase in data["phases"]
         )
-        return cls(**{**data, "phases": phases})
+        power = tuple(map(PowerTrace.from_json, data.get("power", ())))
+        conditions = Conditions.from_json(data.get("conditions", {}))
+        return cls(**{**data, "phases": phases, "power": power, "conditions": conditions})
 
 
 def _largest(values: list[int | None]) -> int | None:
