@@ -59,6 +59,7 @@ class Assigned:
         self.sent = False  # since contact was made
         self.delivered = False  # to an agent, which may know it still
         self.restarts = 0  # of the device, while it had the job
+        self.power_cycled = False  # because it did not come back
         self.misread = False  # what came from the agent was no frame, once
         self.phase: str | None = None
         self.cancelled_at: float | None = None

@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed.assigned import Assigned, UpdateSink, accept
+from testbed.clock_offset import ClockOffset
 from testbed.errors import DeviceError, DiskError, LockedError, TestbedError, WireError
 from testbed.job import FAILED, TIMED_OUT, UNREACHABLE, Result
-from testbed.live_view import LINK_LOST
+from testbed.live_view import LINK_LOST, POWER_CYCLE
 from testbed.node.frames import PROTOCOL, Channel, Header, NoSink, Sink
 from testbed.pulse import Pulse
 
@@ -36,8 +38,13 @@ CANCEL_SECONDS = 15.0
 #: Between two attempts to be in contact again: from the first to the second number, doubling.
 PAUSE_SECONDS = (0.25, 4.0)
 
+#: A node's clock that is known less well than this is asked for before the next job.
+_CLOCK_SECONDS = 0.01
+
 #: device, client, phase, progress
 EventListener = Callable[[str, "int | None", "str | None", "Mapping[str, Any] | None"], None]
+#: device, figures
+TelemetryListener = Callable[[str, "Mapping[str, Any]"], None]
 #: What costs a device its job.  Whatever else keeps it from its first one (a lock, a host key, a right, a cap that
 #: cannot be had) a person must see to before the run makes sense.
 COSTS_A_JOB = (DeviceError, DiskError)
@@ -46,10 +53,14 @@ COSTS_A_JOB = (DeviceError, DiskError)
 class AttachedNode:
     """One device's agent over the whole run, whichever of its lives it is in."""
 
-    def __init__(self, node: Node, run: str, listener: EventListener, errands: Errands) -> None:
+    def __init__(
+        self, node: Node, run: str, listener: EventListener, on_telemetry: TelemetryListener, errands: Errands
+    ) -> None:
         self.node = node
         self.run = run
         self.listener = listener
+        self.on_telemetry = on_telemetry
+        self.clock = ClockOffset()
         self.channel: Channel | None = None
         self.welcome: Header | None = None  # the newest
         self.current: Assigned | None = None
@@ -109,6 +120,8 @@ class AttachedNode:
         job = current.job
         header = {"type": "job", "id": job.id, "job": job.to_json(), "hash": current.payload_hash}
         self._pulse.heard()  # from here on
+        if self.clock.half_width_seconds > _CLOCK_SECONDS:
+            self._ping()
         try:
             if self.channel is not None:
                 current.bytes_down += self.channel.send(header, current.payload if payload else None)
@@ -172,6 +185,7 @@ class AttachedNode:
         self._hangs = self._greeted = False
         self.channel = Channel(outcome.answer, self._open_sink, self._take_frame)
         self._pulse.heard()
+        self.clock.ask()
         self.channel.send({"type": "hello", "run": self.run, "version": PROTOCOL})
 
     def _deploy(self, current: Assigned) -> None:
@@ -196,9 +210,27 @@ class AttachedNode:
         elif current is not None and self._may_try_again() and not isinstance(error, (DiskError, LockedError)):
             low, high = PAUSE_SECONDS
             self._next_attempt = time.monotonic() + min(high, low * 2 ** (self._attempts - 1))
+        elif current is not None and self.node.power_cycle is not None and not current.power_cycled:
+            self._power_cycle(current, self.node.power_cycle)
         elif current is not None:
             lost = f"{self._cause}; " if self._lost_at is not None else ""
             self._give_up(FAILED if isinstance(error, DiskError) else UNREACHABLE, f"{lost}{error}")
+
+    def _power_cycle(self, current: Assigned, power_cycle: Callable[[], None]) -> None:
+        """Switch the device off and on, once a job, and look for it again as after a restart."""
+        current.power_cycled = True
+        self.listener(self.node.name, current.job.client, POWER_CYCLE, None)
+        self.errand = True
+        self._errands.send(power_cycle, self._power_cycled)
+
+    def _power_cycled(self, outcome: Outcome[None]) -> None:
+        self.errand = False
+        if outcome.error is not None:
+            self._give_up(UNREACHABLE, f"{self._cause}; it could not be switched off and on: {outcome.error}")
+            return
+        now = time.monotonic()
+        self._lost_at, self._attempts = now, 1
+        self._next_attempt = now + PAUSE_SECONDS[1]
 
     def _may_try_again(self) -> bool:
         lost_at = self._lost_at if not self._refused else None
@@ -280,7 +312,7 @@ class AttachedNode:
         if not self._pulse.awaiting:
             self._pulse.asked()
             if self._greeted and not self.channel.writer:  # else what is on its way there is asking enough
-                self.channel.send({"type": "ping"})
+                self._ping()
             return
         self._hangs = not self.node.reconnect_seconds or not self._greeted
         silent = f"its agent has not answered for {self._pulse.silent_seconds:.0f} s"
@@ -288,6 +320,11 @@ class AttachedNode:
             self._lost(silent)
         else:
             self._give_up(UNREACHABLE, silent)
+
+    def _ping(self) -> None:
+        if self.channel is not None:
+            self.clock.ask()
+            self.channel.send({"type": "ping"})
 
     def _job_due(self) -> float | None:
         current = self.current
@@ -353,6 +390,10 @@ class AttachedNode:
         kind, current = header["type"], self.current
         if kind == "welcome":
             self._take_welcome(header)
+        elif kind == "pong" and "clock" in header:
+            self.clock.answered(header["clock"])
+        elif kind == "telemetry":
+            self.on_telemetry(self.node.name, header.get("figures") or {})
         elif kind == "unloaded":
             self.unloading = False
         elif kind == "superseded":
@@ -368,6 +409,10 @@ class AttachedNode:
     def _take_welcome(self, header: Header) -> None:
         """The agent says which one it is, and what it has."""
         before, self.welcome = self.welcome, header
+        if before is not None and before.get("boot") != header.get("boot"):
+            self.clock.forget()
+        elif "clock" in header:
+            self.clock.answered(header["clock"])
         has = {header.get("running"), *header.get("queued", ()), *header.get("waiting", ())}
         self._greeted, self._refused, self._lost_at, self._attempts = True, False, None, 0
         for job in self._given_up & has:
@@ -407,4 +452,14 @@ class AttachedNode:
             current.phase = header.get("phase") or current.phase
             self.listener(self.node.name, current.job.client, header.get("phase"), header.get("progress"))
         elif kind == "result":
-            self._end(*accept(header.get("result"), current, self.node.name))
+            result, update = accept(header.get("result"), current, self.node.name)
+            self._end(self._dated(result), update)
+
+    def _dated(self, result: Result) -> Result:
+        """With the time of its beginning by the controller's clock, as far as that is known."""
+        begun = result.measurement.begun_monotonic_seconds
+        unix = self.clock.to_unix(begun) if begun is not None else None
+        if unix is None:
+            return result
+        measured = replace(result.measurement, begun_unix_seconds=unix, clock_seconds=self.clock.half_width_seconds)
+        return replace(result, measurement=measured)

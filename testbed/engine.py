@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from testbed.assigned import Assigned, file_hash
-from testbed.attached import COSTS_A_JOB, AttachedNode, EventListener
+from testbed.attached import COSTS_A_JOB, AttachedNode, EventListener, TelemetryListener
 from testbed.devices import Node, NodeSettings, make_node
 from testbed.errands import Errands
 from testbed.errors import TestbedError, UsageError
@@ -92,6 +92,7 @@ class Engine:
         content_path: Callable[[str], Path] | None = None,
         settings: NodeSettings | None = None,
         on_event: EventListener = lambda *_: None,
+        on_telemetry: TelemetryListener = lambda *_: None,
         job_timeout_seconds: float | None = None,
         parallel: int | None = None,
         unload_between: bool | None = None,
@@ -112,7 +113,7 @@ class Engine:
         self._payload_hashes: dict[Path, str] = {}
         for device in known:
             node = make_node(device, self.settings)
-            line = self._lines[device.name] = _Line(AttachedNode(node, run, on_event, self._errands))
+            line = self._lines[device.name] = _Line(AttachedNode(node, run, on_event, on_telemetry, self._errands))
             machine = self._machines.setdefault(node.machine, _Machine())
             machine.lines.append(line)
             machine.devices.append(device)
@@ -148,7 +149,8 @@ class Engine:
     def hold(self) -> dict[str, TestbedError]:
         """Hold every device for the run, all at once; those out of reach, or with a full disk, each with its cause.
 
-        Raises, in one message, what a person must see to first: devices that another run holds, host keys, rights.
+        Raises, in one message, what a person must see to first: devices that another run holds, host keys, rights,
+        meters that cannot be read.
         Raises DeviceError too when there is no device at all that can take part.
         """
         found: dict[str, TestbedError] = {}
@@ -157,7 +159,7 @@ class Engine:
             return lambda outcome: found.update({name: outcome.error} if outcome.error is not None else {})
 
         for name, line in self._lines.items():
-            self._errands.send(line.attached.node.hold, then(name))
+            self._errands.send(partial(_hold, line.attached.node), then(name))
         while not self._errands.settle(1.0):
             pass
         stopping = [error for error in found.values() if type(error) not in COSTS_A_JOB]
@@ -168,8 +170,12 @@ class Engine:
             self._lines[name].attached.late = True
         return found
 
-    def run(self, jobs: Iterable[tuple[str, Job, Path | None]]) -> Iterator[tuple[Result, Path | None]]:
+    def run(
+        self, jobs: Iterable[tuple[str, Job, Path | None]], *, all_at_once: bool = False
+    ) -> Iterator[tuple[Result, Path | None]]:
         """Each job's result as it comes, with the path of its update; jobs of a device keep their order.
+
+        `all_at_once`: devices of one machine do not wait for its cores, because their jobs need none.
 
         A result counts as stored, and its node forgets it, when the next one is asked for.  Raises LimitError when a
         device's memory cannot be capped, StoreError when the controller's own disk is full.
@@ -178,7 +184,7 @@ class Engine:
             self.node(device)
             self._lines[device].jobs.append(self._assigner(job, payload))
         try:
-            yield from self._results()
+            yield from self._results(all_at_once=all_at_once)
         finally:
             self._payload_hashes.clear()
             for line in self._lines.values():
@@ -228,9 +234,9 @@ class Engine:
         return next((facts for facts in known if facts is not None), {"board": {}}) if name else {}
 
     # ── the loop ───────────────────────────────────────────────────────────────────────────────────────────────────
-    def _results(self) -> Iterator[tuple[Result, Path | None]]:
+    def _results(self, *, all_at_once: bool) -> Iterator[tuple[Result, Path | None]]:
         while any(line.jobs or line.attached.busy for line in self._lines.values()):
-            self._begin_jobs()
+            self._begin_jobs(all_at_once=all_at_once)
             self._listen()
             for line in self._lines.values():
                 if line.attached.fatal is not None:
@@ -240,12 +246,13 @@ class Engine:
                     yield result, update
                     line.attached.stored(result.job)
 
-    def _begin_jobs(self) -> None:
+    def _begin_jobs(self, *, all_at_once: bool) -> None:
         """Let devices begin, as many as may work side by side."""
         for machine in self._machines.values():
             for line in machine.lines:
                 line.active = line.active and bool(line.jobs or line.attached.busy)
-            room = machine.parallel - sum(line.active for line in machine.lines)
+            parallel = len(machine.lines) if all_at_once else machine.parallel
+            room = parallel - sum(line.active for line in machine.lines)
             for line in [line for line in machine.lines if line.jobs and not line.active][: max(0, room)]:
                 line.active = True
             for line in machine.lines:
@@ -301,6 +308,11 @@ class Engine:
         if payload not in self._payload_hashes:
             self._payload_hashes[payload] = file_hash(payload)
         return self._payload_hashes[payload]
+
+
+def _hold(node: Node) -> None:
+    node.hold()
+    node.try_meters()
 
 
 def _wire(devices: Sequence[Device], nodes: dict[str, Node], settings: NodeSettings) -> list[Node]:

@@ -19,6 +19,8 @@ TIMED_OUT = "timed_out"
 UNREACHABLE = "unreachable"
 REFUSED = "refused"
 FAILED = "failed"
+#: The kind of a job without a trainer: its device cools down and rests, measured (`testbed.node.rest`).
+REST = "rest"
 OUTCOMES = (FINISHED, OUT_OF_MEMORY, OVER_BUDGET, TIMED_OUT, UNREACHABLE, REFUSED, FAILED)
 
 
@@ -49,6 +51,8 @@ class Job:
     @property
     def contents(self) -> tuple[str, ...]:
         """Every hash that must be present on the node, without repetition."""
+        if self.kind == REST:
+            return ()
         blocks = [block.content for block in self.submodel.blocks if block.content]
         base = [self.outside, *blocks] if self.reads_base else []
         return tuple(dict.fromkeys([self.config, *base, *self.further, self.shard]))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from testbed.job import REFUSED
 from testbed.live_table import render
-from testbed.live_view import LINK_LOST, RunView
+from testbed.live_view import LINK_LOST, POWER_CYCLE, RunView
 from testbed.quantities import bytes_text, number_text, seconds_text
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ class Watcher(Protocol):
     ) -> None:
         """A device began a phase, or a job is further on: step, steps, loss, peak_bytes, as far as they are known."""
 
+    def telemetry(self, device: str, figures: Mapping[str, Any]) -> None:
+        """How a device stands: meters, memory, temperature and throttling, as `testbed.node.metering` tells them."""
+
     def job_ended(self, result: Result) -> None: ...
 
     def evaluated(self, i: int, quality: Evaluation) -> None: ...
@@ -70,6 +73,8 @@ class Silent:
     def event(
         self, device: str, client: int | None, phase: str | None = None, progress: Mapping[str, Any] | None = None
     ) -> None: ...
+
+    def telemetry(self, device: str, figures: Mapping[str, Any]) -> None: ...
 
     def job_ended(self, result: Result) -> None: ...
 
@@ -110,6 +115,12 @@ class PlainWatcher:
             self._view.event(device, client, phase, progress)
             if phase == LINK_LOST:
                 self._say(f"{LINK_LOST}: {device} is looked for again")
+            if phase == POWER_CYCLE:
+                self._say(f"{POWER_CYCLE}: {device} does not come back, and is switched off and on")
+
+    def telemetry(self, device: str, figures: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._view.telemetry(device, figures)
 
     def job_ended(self, result: Result) -> None:
         with self._lock:
@@ -168,6 +179,10 @@ class LiveWatcher:
         with self._lock:
             self._view.event(device, client, phase, progress)
 
+    def telemetry(self, device: str, figures: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._view.telemetry(device, figures)
+
     def job_ended(self, result: Result) -> None:
         with self._lock:
             self._view.job_ended(result)
@@ -212,6 +227,9 @@ class Guarded:
         self, device: str, client: int | None, phase: str | None = None, progress: Mapping[str, Any] | None = None
     ) -> None:
         self._try(lambda watcher: watcher.event(device, client, phase, progress))
+
+    def telemetry(self, device: str, figures: Mapping[str, Any]) -> None:
+        self._try(lambda watcher: watcher.telemetry(device, figures))
 
     def job_ended(self, result: Result) -> None:
         self._try(lambda watcher: watcher.job_ended(result))

@@ -61,6 +61,8 @@ def _columns(view: RunView, width: int) -> dict[str, Callable[[DeviceView], Text
         columns["Loss"] = lambda device: Text(number_text(device.loss))
     bar = 20 if width >= _BYTES_FROM else 8
     columns["Peak of budget"] = lambda device: _memory(device, bar, with_bytes=width >= _BYTES_FROM)
+    if width >= _BYTES_FROM and any(device.watts is not None for device in view.devices.values()):
+        columns["Power"] = lambda device: Text(DASH if device.watts is None else f"{device.watts:.2f} W")
     return columns
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 IDLE = "idle"
 #: A phase like any other to whoever watches: the device is out of reach, and its job may go on.
 LINK_LOST = "link lost"
+#: The same, while it is switched off and on.
+POWER_CYCLE = "power cycle"
 
 
 @dataclass
@@ -29,6 +31,7 @@ class DeviceView:
     steps: int | None = None
     loss: float | None = None
     peak_bytes: int | None = None
+    watts: float | None = None  # of its first meter, now
     failed: int = 0
 
     def saw_peak(self, value: int | None) -> None:
@@ -79,6 +82,10 @@ class RunView:
         view.state = phase or view.state
         if progress:
             self._progress(view, progress)
+
+    def telemetry(self, device: str, figures: Mapping[str, Any]) -> None:
+        meters = figures.get("meters") or ()
+        self._device(device).watts = meters[0].get("total_watts") if meters else None
 
     def job_ended(self, result: Result) -> None:
         view = self._device(result.device)

@@ -13,18 +13,27 @@ from typing import Any
 class PeakMemory:
     """The three bounds of a peak, each with its source (no kernel keeps a watermark of unreclaimable memory alone).
 
-    lower_bytes     largest sample of anonymous + shared (+ kernel, where the cgroup tells) memory
-    estimate_bytes  VmHWM less the file pages of the sample nearest to it
-    upper_bytes     the cgroup's own peak, page cache included
+    lower_bytes        largest sample of anonymous + shared (+ kernel, where the cgroup tells) memory
+    estimate_bytes     VmHWM less the file pages of the sample nearest to it
+    upper_bytes        the cgroup's own peak, page cache included
+    accelerator_bytes  largest sample of what was held on the accelerator; what lies beyond the allocator's own peak
+                       (`Measurement.accelerator_peak_bytes`) is mostly the CUDA context
+
+    On a device with an accelerator every bound counts its memory too, once, and its source says by which figure:
+    "sampled+nvmap_process" is a sample with nvmap's table of processes.  A source without a "+" has had nothing added:
+    the cgroup's counter holds it already.  An estimate or an upper bound that nobody can complete is None.
     """
 
     lower_bytes: int | None = None
     estimate_bytes: int | None = None
     upper_bytes: int | None = None
-    sources: dict[str, str] = field(default_factory=dict)  # bound → cgroup2_peak | cgroup1_max_usage | vmhwm | sampled
+    #: bound → cgroup2_peak | cgroup1_max_usage | vmhwm | sampled, and on an accelerator + nvmap_process | nvmap_delta |
+    #: nvml_process | nvml_delta | torch_reserved
+    sources: dict[str, str] = field(default_factory=dict)
     file_bytes: int | None = None  # file pages mapped at that sample
     refaults: int | None = None  # pages read again after they were reclaimed
     samples: int = 0
+    accelerator_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,9 @@ class PhaseMeasurement:
     name: str
     seconds: float
     peak: PeakMemory = field(default_factory=PeakMemory)
-    #: Raw samples: seconds since the phase began; VmHWM, anonymous, file and unreclaimable bytes.
-    trace: tuple[tuple[float, int, int, int, int], ...] = ()
+    #: Raw samples: seconds since the phase began; VmHWM, anonymous, file and unreclaimable bytes; with an accelerator,
+    #: the bytes held there (None where they could not be read).
+    trace: tuple[tuple[float | None, ...], ...] = ()
     begun_seconds: float | None = None  # after the job's first byte came; None in records without power
 
 
@@ -123,6 +133,11 @@ class Measurement:
     measurement_bytes: int = 0  # of this record with its raw samples, on its way up
     power: tuple[PowerTrace, ...] = ()  # of each meter of the device, in the order of the inventory
     conditions: Conditions = field(default_factory=Conditions)
+    agent_cpu_seconds: float | None = None  # what measuring, receiving and sending took of the node's processor
+    agent_pss_bytes: int | None = None  # … and of its memory, at the job's end
+    begun_monotonic_seconds: float | None = None  # when the job's first byte came, by the node's clock
+    begun_unix_seconds: float | None = None  # the same by the controller's, as far as the two could be compared
+    clock_seconds: float | None = None  # … half-width of that comparison
 
     def without_traces(self) -> Measurement:
         """The same figures without the raw samples that they came from."""
@@ -149,6 +164,7 @@ class Measurement:
             file_bytes=largest.file_bytes,
             refaults=sum(refaults) if refaults else None,
             samples=sum(peak.samples for peak in peaks),
+            accelerator_bytes=_largest([peak.accelerator_bytes for peak in peaks]),
         )
 
     def phase_seconds(self, name: str) -> float | None:

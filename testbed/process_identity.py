@@ -18,7 +18,12 @@ class ProcessIdentity:
 
     @classmethod
     def own(cls) -> ProcessIdentity:
-        return cls(os.getpid(), _start_of(os.getpid()) or "", _boot())
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity:
+        """The process that has this id now; it is not alive if there is none."""
+        return cls(pid, _start_of(pid) or "", _boot())
 
     @property
     def alive(self) -> bool:

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from testbed.energy_summary import EnergySummary, device_energy, run_energy
 from testbed.job import REFUSED, Result
 from testbed.run_record import finite, name_of
 
@@ -90,9 +91,17 @@ class DeviceSummary:
     bytes_down: int | None = None
     bytes_up: int | None = None
     tokens_per_second: float | None = None
-    energy_joules: float | None = None
+    energy: EnergySummary | None = None
+    highest_celsius: float | None = None
+    agent_cpu_share: float | None = None  # of one core, over its jobs: what measuring and talking took
+    agent_pss_bytes: int | None = None
     uncapped: bool | None = None
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def energy_joules(self) -> float | None:
+        """Gross, of all its jobs."""
+        return self.energy.gross.joules if self.energy else None
 
     @property
     def emulated(self) -> bool | None:
@@ -129,12 +138,17 @@ class RunSummary:
     deployed_bytes: int | None  # beside the jobs: configuration, blocks and shards that devices lacked
     tokens_per_second: float | None
     phase_seconds: Mapping[str, float]
-    energy_joules: float | None = None
+    energy: EnergySummary | None = None
     uncapped: bool | None = None
     emulated: bool | None = None
     error: str | None = None
     notes: tuple[str, ...] = ()
     conditions: Mapping[str, Any] = field(default_factory=dict)  # what must be the same for a fair comparison
+
+    @property
+    def energy_joules(self) -> float | None:
+        """Gross, of all devices; None where one of them has no meter."""
+        return self.energy.gross.joules if self.energy else None
 
     @property
     def peak_worst_bytes(self) -> int | None:
@@ -159,7 +173,11 @@ def summarise(folder: RunFolder, target: float | None = None) -> RunSummary:
     record, status = folder.record, folder.status
     rounds, results = folder.rounds(), folder.results()
     config, plan = record.config, record.plan
-    devices = _devices(plan, record.inventory, results)
+    rests = folder.rests()
+    devices = tuple(
+        replace(device, energy=_energy(folder, device.device, results, rests))
+        for device in _devices(plan, record.inventory, results)
+    )
     accuracies, losses = _qualities(rounds, "accuracy"), _qualities(rounds, "loss")
     return RunSummary(
         run=folder.run_id,
@@ -188,6 +206,7 @@ def summarise(folder: RunFolder, target: float | None = None) -> RunSummary:
         deployed_bytes=sum(record.deployed_bytes for record in rounds) if rounds else None,
         tokens_per_second=_tokens_per_second(results),
         phase_seconds=_phase_seconds(results),
+        energy=run_energy({device.device: device.energy for device in devices if device.jobs}),
         uncapped=_uncapped(results, config.get("capped")),
         emulated=_all_same(device.emulated for device in devices),
         error=status.error,
@@ -250,6 +269,9 @@ def _device(name: str, stored: Mapping[str, Any], plan: Mapping[str, Any], resul
         bytes_down=_total(result.measurement.bytes_down for result in jobs),
         bytes_up=_total(result.measurement.bytes_up for result in jobs),
         tokens_per_second=_tokens_per_second(jobs),
+        highest_celsius=_largest(result.measurement.conditions.highest_celsius for result in jobs),
+        agent_cpu_share=_agent_share(jobs),
+        agent_pss_bytes=_largest(result.measurement.agent_pss_bytes for result in jobs),
         uncapped=_uncapped(jobs, None),
         phase_seconds=_phase_seconds(jobs),
     )
@@ -279,6 +301,18 @@ def _predicted(plan: Mapping[str, Any], result: Result) -> int | None:
     refits = [c for c in plan.get("refits", ()) if c["index"] == result.client and c["from_round"] <= result.round]
     latest = [*entries, *refits][-1:]
     return latest[0].get("predicted_peak_bytes") if latest else None
+
+
+def _energy(folder: RunFolder, device: str, results: Sequence[Result], rests: Sequence[Result]) -> EnergySummary | None:
+    jobs, rested = ([each for each in found if each.device == device] for found in (results, rests))
+    return device_energy(folder, jobs, rested)
+
+
+def _agent_share(jobs: Sequence[Result]) -> float | None:
+    """Processor seconds of the agent over the seconds of its jobs."""
+    known = [job.measurement for job in jobs if job.measurement.agent_cpu_seconds is not None]
+    seconds = sum(measured.seconds or 0.0 for measured in known)
+    return sum(measured.agent_cpu_seconds or 0.0 for measured in known) / seconds if seconds else None
 
 
 # ── outcomes ────────────────────────────────────────────────────────────────────────────────────────────────────────

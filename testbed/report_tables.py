@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from testbed.energy_table import energy_columns, energy_text, print_energy
 from testbed.quantities import DASH, bytes_text, number_text, percent_text, seconds_text
 from testbed.report import DeviceSummary, RunSummary, fairness
 
@@ -47,7 +48,7 @@ def to_csv(runs: Sequence[RunSummary]) -> str:
 
 
 def _derived(run: RunSummary) -> dict[str, Any]:
-    names = ("peak_worst_bytes", "prediction_error_worst", "headroom_least_bytes")
+    names = ("peak_worst_bytes", "prediction_error_worst", "headroom_least_bytes", "energy_joules")
     return {name: getattr(run, name) for name in names}
 
 
@@ -63,12 +64,14 @@ def _run_line(run: RunSummary) -> dict[str, Any]:
         "refused": len(run.refusals),
         "failed": len(run.failures),
         **_seconds_columns(run.phase_seconds),
+        **energy_columns(run.energy),
     }
 
 
 def _device_line(run: RunSummary, device: DeviceSummary) -> dict[str, Any]:
     line = {"level": "device", "run": run.run, "method": run.method, "emulated": device.emulated}
-    return {**line, **_scalars(asdict(device)), **_seconds_columns(device.phase_seconds)}
+    figures = {**_scalars(asdict(device)), **_seconds_columns(device.phase_seconds)}
+    return {**line, **figures, **energy_columns(device.energy)}
 
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,9 +94,7 @@ def print_report(runs: Sequence[RunSummary], console: Console) -> None:
 def print_comparison(runs: Sequence[RunSummary], console: Console) -> None:
     """One row per run, and a note for everything that differs between them and should not."""
     console.rule("comparison", align="left")
-    for table in _fitting_tables(_comparison_columns(runs), runs, console.width):
-        console.print(table)
-        console.print()
+    print_fitting(_comparison_columns(runs), runs, console)
     for note in fairness(runs):
         _note(console, f"Not like for like: {note}.")
 
@@ -104,10 +105,8 @@ def _print_run(run: RunSummary, console: Console) -> None:
         console.print(f"{name:<14}{value}", markup=False, highlight=False, soft_wrap=True)
     console.print()
     for columns in (_MEMORY_COLUMNS, _work_columns(run)):
-        rows = run.devices if columns is _MEMORY_COLUMNS else [*run.devices, run]
-        for table in _fitting_tables(columns, rows, console.width):
-            console.print(table)
-            console.print()
+        print_fitting(columns, run.devices if columns is _MEMORY_COLUMNS else [*run.devices, run], console)
+    print_energy(run, console)
     for refusal in run.refusals:
         _note(console, f"refused: client {refusal.client} on {refusal.device}: {refusal.reason or 'no reason given'}")
     for line in _failure_lines(run):
@@ -136,6 +135,7 @@ def _facts(run: RunSummary) -> list[tuple[str, str]]:
         ("deployed", bytes_text(run.deployed_bytes)),
         ("speed", f"{number_text(run.tokens_per_second, 0)} tokens/s"),
         ("devices", _circumstances(run)),
+        ("agents", _agents(run)),
     ]
 
 
@@ -159,6 +159,14 @@ def _circumstances(run: RunSummary) -> str:
     return f"{where}, {held}"
 
 
+def _agents(run: RunSummary) -> str:
+    """What measuring itself took of the devices, at most."""
+    shares = [device.agent_cpu_share for device in run.devices if device.agent_cpu_share is not None]
+    sizes = [device.agent_pss_bytes for device in run.devices if device.agent_pss_bytes is not None]
+    share = f"{100 * max(shares):.2f} % of a core" if shares else DASH
+    return f"{share}, {bytes_text(max(sizes, default=None))} of memory at most, for measuring and talking"
+
+
 def _failure_lines(run: RunSummary) -> list[str]:
     """One line per client, outcome and cause, with the rounds it happened in."""
     rounds: dict[tuple[str, int, str, str, str], list[int]] = {}
@@ -169,6 +177,13 @@ def _failure_lines(run: RunSummary) -> list[str]:
         f"{outcome}: client {client} on {device}, round {', '.join(map(str, when))}, in {phase}: {error}"
         for (outcome, client, device, phase, error), when in rounds.items()
     ]
+
+
+def print_fitting(columns: Columns, rows: Sequence[Any], console: Console) -> None:
+    """A table, or several where the terminal is narrow."""
+    for table in _fitting_tables(columns, rows, console.width):
+        console.print(table)
+        console.print()
 
 
 def _fitting_tables(columns: Columns, rows: Sequence[Any], width: int) -> Iterator[Table]:
@@ -234,7 +249,7 @@ def _work_columns(run: RunSummary) -> Columns:
         "Jobs done": lambda row: _jobs_text(row) if isinstance(row, DeviceSummary) else "",
         **_TRAFFIC_COLUMNS,
         "Tokens/s": lambda row: number_text(row.tokens_per_second, 0),
-        "Energy": lambda row: _energy_text(row.energy_joules),
+        "Energy": lambda row: energy_text(row.energy.gross if row.energy else None),
         **{f"{phase} time": _phase_column(phase) for phase in run.phase_seconds},
     }
 
@@ -267,7 +282,7 @@ def _comparison_columns(runs: Sequence[RunSummary]) -> Columns:
         "Headroom": lambda run: bytes_text(run.headroom_least_bytes),
         "Error": lambda run: percent_text(run.prediction_error_worst),
         **_TRAFFIC_COLUMNS,
-        "Energy": lambda run: _energy_text(run.energy_joules),
+        "Energy": lambda run: energy_text(run.energy.gross if run.energy else None),
         "Refused": lambda run: f"{len(run.refusals)} of {run.clients}",
         "Failed": lambda run: str(len(run.failures)),
     }
@@ -296,7 +311,3 @@ def _of(done: int, planned: int | None) -> str:
 
 def _plain(value: Any) -> str:
     return DASH if value is None else str(value)
-
-
-def _energy_text(value: float | None) -> str:
-    return DASH if value is None else f"{value:.0f} J"

@@ -6,9 +6,10 @@ checkpoint; jobs are the same for the same seed, so the end is the same, bit for
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -63,6 +64,7 @@ class Run:
     engine: JobRunner
     watcher: Watcher
     accelerators: Mapping[str, str] = field(default_factory=dict)  # device → "cuda", where it has one
+    complete: Callable[[Result], Result] = lambda result: result  # adds what the controller measured itself
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Progress:
 def federate(run: Run) -> State:
     """Run all rounds that are left; returns the last state.  Raises PlanError when nobody is left to train."""
     progress = _resume(run) or _start(run)
+    _warm_up(run, progress)
     while progress.next_round < run.config.rounds:
         progress = _round(run, progress)
     return progress.state
@@ -91,6 +94,34 @@ def _start(run: Run) -> Progress:
     quality = _evaluate(run, state)
     run.folder.record_reference(no_fine_tuning=quality.accuracy, no_fine_tuning_loss=quality.loss)
     return Progress(state)
+
+
+def _warm_up(run: Run, progress: Progress) -> None:
+    """Jobs that count for nothing, so that caches, clocks and boards are as warm as they will be."""
+    if not run.config.warm_up or progress.next_round >= run.config.rounds:
+        return
+    state = run.method.begin(progress.state, run.base, progress.next_round)
+    first = {
+        plan.device: plan for plan in reversed(_current_plans(run.plan, progress.refitted).values()) if plan.planned
+    }
+    clients = [plan.client() for plan in first.values() if run.method.admits(state, run.base, plan.client())]
+    orders = run.method.order(state, run.base, sorted(clients, key=lambda client: client.index), progress.next_round)
+    payloads = dict[int, Path]()
+    sent = []
+    for order, number in itertools.product(orders, range(run.config.warm_up)):
+        job = _job(run, progress, order, learning_rate(run.config, progress.next_round))
+        job = replace(job, id=f"{job.id}-warm-up-{number}")
+        sent.append(
+            (
+                _current_plans(run.plan, progress.refitted)[order.client].device,
+                job,
+                _payload(run, job, order.tensors, payloads),
+            )
+        )
+    for result, path in run.engine.run(sent):
+        run.watcher.job_ended(replace(result, scalars={}))
+        if path is not None:
+            path.unlink(missing_ok=True)
 
 
 def _resume(run: Run) -> Progress | None:
@@ -182,7 +213,7 @@ def _carry_out(
     payloads: dict[int, Path] = {}
     sent = [(plans[job.client].device, job, _payload(run, job, tensors[job.id], payloads)) for job in waiting]
     for received, path in run.engine.run(sent):
-        result = _checked(run, progress.state, received, path)
+        result = run.complete(_checked(run, progress.state, received, path))
         run.folder.record_result(result)
         run.watcher.job_ended(result)
         results.append(result)
@@ -323,7 +354,8 @@ def _quality(run: Run, progress: Progress, index: int) -> Quality | None:
         for order in orders
     ]
     told = []
-    for result, _ in run.engine.run(sent):
+    for received, _ in run.engine.run(sent):
+        result = run.complete(received)
         run.folder.record_result(result)
         figures = [result.scalars.get(name) for name in ("loss", "accuracy")]
         if result.finished and all(isinstance(figure, (int, float)) for figure in figures):

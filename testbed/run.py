@@ -10,6 +10,8 @@ from testbed.errors import UsageError
 from testbed.method import RESIDENT, Client, Submodel
 
 PLANNED = "planned"
+#: MLPerf and others want a minute at rest on either side of what is measured.
+IDLE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,19 @@ class RunConfig:
     checkpointing: bool = False
     capped: bool = True
     refit: bool = False
+    idle_seconds: float | None = None  # at rest, before and after; None: IDLE_SECONDS where a device has a meter
+    start_below_celsius: float | None = None  # no device begins hotter than this
+    cool_seconds: float = 600.0  # for which that is waited at most
+    warm_up: int = 0  # jobs of every device before the first round, which count for nothing
+    power_cycle: bool = False  # a device that hangs is switched off and on, once a job
 
     def __post_init__(self) -> None:
         for name in ("rounds", "steps", "batch_size", "length", "evaluate_every", "min_participants"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name.replace('_', '-')}={getattr(self, name)}: expected at least 1")
+        for name in ("idle_seconds", "cool_seconds", "warm_up"):
+            if (getattr(self, name) or 0) < 0:
+                raise UsageError(f"{name.replace('_', '-')}={getattr(self, name)}: expected 0 or more")
         if self.participants <= 0:
             raise UsageError(f"participants={self.participants}: expected a fraction up to 1, or a count above 1")
         if self.schedule not in {"cosine", "constant"}:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,17 +17,19 @@ from rich.console import Console
 from testbed import code_wheel
 from testbed.cache import cache_folder
 from testbed.config import default_inventory, load_inventory
+from testbed.controller_meters import ControllerMeters, try_meters_here
 from testbed.data import check_same
 from testbed.devices import NodeSettings
 from testbed.engine import Engine
 from testbed.errors import TestbedError, UsageError
 from testbed.inventory import inventory_from_json
-from testbed.live import make_watcher
+from testbed.live import Guarded, make_watcher
 from testbed.node.runtime import fix_mmap_threshold
 from testbed.options import data_settings, pairs, partition_settings
 from testbed.plan_table import plan_as_json, plan_table
 from testbed.plugins import make_method
 from testbed.prepare import Prepared, prepare
+from testbed.rests import AFTER, BEFORE, rest
 from testbed.rounds import Run, federate
 from testbed.run import Plan, RunConfig
 from testbed.run_record import FAILED, FINISHED, INTERRUPTED, RUNNING
@@ -35,26 +38,64 @@ from testbed.store import RunFolder, new_run_id
 if TYPE_CHECKING:
     from types import FrameType
 
+    from testbed.exporter.run_metrics import RunMetrics
     from testbed.inventory import Device
     from testbed.live import Watcher
     from testbed.method import State
 
+#: Between words of how a device stands; a scrape every few seconds sees each of them.
+_TELEMETRY_SECONDS = 2.0
+#: For which a Prometheus that has been scraping is waited for at the end, so that it sees how a run ended.
+_LAST_SCRAPE_SECONDS = 15.0
 _CONFIG = {field.name for field in dataclasses.fields(RunConfig)}
 
 
-def start(method: str, *, dry_run: bool, as_json: bool, runs_dir: Path, **options: Any) -> None:
-    """Run a method from the command line's options, or with `dry_run` print its plan."""
+def start(
+    methods: Sequence[str],
+    *,
+    dry_run: bool,
+    as_json: bool,
+    runs_dir: Path,
+    repeats: int,
+    metrics: str | None,
+    **options: Any,
+) -> None:
+    """Run methods from the command line's options, or with `dry_run` print their plans.
+
+    Several runs are done in blocks: each block has every method once, in an order drawn by the seed, so that what
+    drifts meanwhile (warmth, a fan, other work) falls on all of them alike.
+    """
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run; for the results use `testbed report RUN --json`")
+    if repeats < 1:
+        raise UsageError(f"--repeats {repeats}: expected at least 1")
     console = Console()
-    prepared = settled(method, **options)
-    if dry_run:
-        print(json.dumps(plan_as_json(prepared), indent=2)) if as_json else console.print(plan_table(prepared))
+    prepared = [settled(method, **options) for method in methods]
+    if as_json:
+        plans = [plan_as_json(each) for each in prepared]
+        print(json.dumps(plans if len(plans) > 1 else plans[0], indent=2))
         return
-    console.print(plan_table(prepared))
-    folder = new_folder(prepared, runs_dir)
-    with _told_how_to_go_on(folder, console):
-        run(prepared, folder, console)
+    for each in prepared:
+        console.print(plan_table(each))
+    if dry_run:
+        return
+    with _serving(metrics, console) as served:
+        _run_blocks(prepared, repeats, runs_dir, console, served)
+
+
+def _run_blocks(
+    prepared: Sequence[Prepared], repeats: int, runs_dir: Path, console: Console, served: RunMetrics | None
+) -> None:
+    done: list[str] = []
+    for block in range(repeats):
+        for each in Random(f"{prepared[0].config.seed}/block/{block}").sample(prepared, len(prepared)):
+            marks = {"block": block} if repeats > 1 else {}
+            folder = new_folder(each, runs_dir, **marks)
+            with _told_how_to_go_on(folder, console):
+                run(each, folder, console, served)
+            done.append(folder.run_id)
+    if len(done) > 1:
+        console.print(f"compare them with: testbed report {' '.join(done)}", soft_wrap=True)
 
 
 def settled(
@@ -80,6 +121,7 @@ def settled(
         **{name: value for name, value in options.items() if name in _CONFIG},
     )
     devices = load_inventory(inventory or default_inventory()).select(only)
+    try_meters_here(devices)
     return prepare(config, devices, lambda text: notes.print(text, style="dim"))
 
 
@@ -90,13 +132,28 @@ def new_folder(prepared: Prepared, runs_dir: Path, **marks: Any) -> RunFolder:
     return RunFolder.create(runs_dir, new_run_id(prepared.config.method), record)
 
 
-def resume(runs_dir: Path, run_name: str) -> None:
+def resume(runs_dir: Path, run_name: str, metrics: str | None = None) -> None:
     """Go on with a run from its last checkpoint; what a killed controller left on the devices is collected."""
     console = Console()
     folder = RunFolder.open(runs_dir, run_name)
     prepared = restored(folder)
-    with _told_how_to_go_on(folder, console):
-        run(prepared, folder, console)
+    with _told_how_to_go_on(folder, console), _serving(metrics, console) as served:
+        run(prepared, folder, console, served)
+
+
+@contextmanager
+def _serving(address: str | None, console: Console) -> Iterator[RunMetrics | None]:
+    """Metrics of the runs within at that address, where one is given; raises UsageError when it cannot be had."""
+    if address is None:
+        yield None
+        return
+    from testbed.exporter.run_metrics import RunMetrics
+    from testbed.exporter.serving import serve
+
+    metrics = RunMetrics()
+    with serve(metrics.registry(), address, linger_seconds=_LAST_SCRAPE_SECONDS) as url:
+        console.print(f"metrics: {url}", highlight=False)
+        yield metrics
 
 
 def restored(folder: RunFolder) -> Prepared:
@@ -123,9 +180,9 @@ def _told_how_to_go_on(folder: RunFolder, console: Console) -> Iterator[None]:
         raise
 
 
-def run(prepared: Prepared, folder: RunFolder, console: Console) -> None:
+def run(prepared: Prepared, folder: RunFolder, console: Console, served: RunMetrics | None = None) -> None:
     """All that is left of a run, from its last checkpoint; raises what ended it, when its folder says so too."""
-    watcher = make_watcher(console)
+    watcher = _watcher(folder, console, served)
     folder.set_status(RUNNING)
     ended, error = FAILED, "the controller ended with an error of its own"
     try:
@@ -146,42 +203,59 @@ def run(prepared: Prepared, folder: RunFolder, console: Console) -> None:
     console.print(f"run {folder.run_id} is in {folder.path}; show it again with: testbed report {folder.run_id}")
 
 
+def _watcher(folder: RunFolder, console: Console, served: RunMetrics | None) -> Watcher:
+    """The terminal, and where they are served the metrics beside it."""
+    terminal = make_watcher(console)
+    if served is None:
+        return terminal
+    from testbed.exporter.run_metrics import Tee
+
+    served.about(folder.config)
+    return Tee(terminal, Guarded(served, console))
+
+
 def _federate(prepared: Prepared, folder: RunFolder, watcher: Watcher, console: Console) -> State:
     """All rounds, with an agent on every device that takes part; nothing but spools is left when this returns."""
     fix_mmap_threshold()
-    config = prepared.config
+    config, devices = prepared.config, devices_of(prepared)
+    meters = ControllerMeters(devices, folder.path / "meters")
     engine = Engine(
-        devices_of(prepared),
+        devices,
         folder.path,
         folder.run_id,
         update_path=folder.update_path,
         content_path=prepared.store.path,
         settings=node_settings(prepared, folder.run_id, folder.path / "nodes"),
         on_event=watcher.event,
+        on_telemetry=lambda device, figures: watcher.telemetry(device, meters.told(device, figures)),
         job_timeout_seconds=config.job_timeout_seconds,
     )
     try:
-        with engine:
+        with meters, engine:
             watcher.run_started(folder.run_id, folder.plan, config.rounds)
             for name, error in engine.hold().items():
                 console.print(f"{name} takes no part for now: {error}", style="yellow", markup=False)
-            return federate(
-                Run(
-                    folder=folder,
-                    config=config,
-                    plan=prepared.plan,
-                    method=prepared.method,
-                    base=prepared.base,
-                    store=prepared.store,
-                    work=prepared.work,
-                    shards=prepared.shards,
-                    held_out=prepared.held_out,
-                    baselines=prepared.baselines,
-                    engine=engine,
-                    watcher=watcher,
-                    accelerators={device.name: device.accelerator for device in prepared.inventory},
-                )
+            run = Run(
+                folder=folder,
+                config=config,
+                plan=prepared.plan,
+                method=prepared.method,
+                base=prepared.base,
+                store=prepared.store,
+                work=prepared.work,
+                shards=prepared.shards,
+                held_out=prepared.held_out,
+                baselines=prepared.baselines,
+                engine=engine,
+                watcher=watcher,
+                accelerators={device.name: device.accelerator for device in prepared.inventory},
+                complete=meters.complete,
             )
+            rest(run, engine, devices, BEFORE)
+            state = federate(run)
+            rest(run, engine, devices, AFTER)
+            meters.complete_later(folder)
+            return state
     finally:
         for problem in engine.problems:
             console.print(f"left behind: {problem}", style="yellow", markup=False)
@@ -202,6 +276,8 @@ def node_settings(prepared: Prepared, run: str, folder: Path) -> NodeSettings:
         folder,
         capped=prepared.config.capped,
         reconnect_seconds=prepared.config.reconnect_seconds,
+        power_cycle=prepared.config.power_cycle,
+        telemetry_seconds=_TELEMETRY_SECONDS,
         wheel=code_wheel.build(cache_folder() / "wheels") if remote else None,
         facts=prepared.facts,
         private=frozenset(prepared.shards),

@@ -10,7 +10,8 @@ runs/
     results/<job>.json                one file per job
     updates/                          spooled for the round under way
     checkpoint/round-00003/           state.safetensors and state.json; the newest two stay
-    samples/  export/
+    samples/                            <job>.csv: memory; <job>.<meter>.power.csv: power (testbed.power_samples)
+  export/
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testbed import checkpoints
+from testbed import checkpoints, power_samples
 from testbed.durable import disk_errors_in_words, plain, read_json, sync_path, write_json
 from testbed.errors import StoreError
-from testbed.job import Result
+from testbed.job import REST, Result
 from testbed.process_identity import ProcessIdentity
 from testbed.run_index import JobRow, RunIndex, RunRow, describe
 from testbed.run_record import (
@@ -45,6 +46,7 @@ from testbed.run_record import (
 )
 
 if TYPE_CHECKING:
+    from testbed.measurement import PowerTrace
     from testbed.method import State
     from testbed.task import Quality
 
@@ -65,6 +67,9 @@ __all__ = [
 
 
 logger = logging.getLogger(__name__)
+
+#: Of a memory sample on a device without an accelerator.
+_PLAIN_COLUMNS = 5
 
 
 def new_run_id(method: str) -> str:
@@ -219,17 +224,44 @@ class RunFolder:
     # ── results and rounds ─────────────────────────────────────────────────────────────────────────────────────────
     def record_result(self, result: Result) -> None:
         """Keep one job's result; a job that runs again after a resume replaces its own."""
-        path = self.path / "results" / f"{_file_name(result.job)}.json"
-        write_json(path, replace(result, measurement=result.measurement.without_traces()).to_json())
         samples = self.path / "samples" / f"{_file_name(result.job)}.csv"
         with disk_errors_in_words(samples):
             samples.write_text("".join(_sample_lines(result)), encoding="utf-8")
-        self._unsynced |= {path, samples}
+        self._unsynced.add(samples)
+        self.record_power(result)
+
+    def record_power(self, result: Result) -> None:
+        """Keep one job's power samples, and its result without any."""
+        path = self.path / "results" / f"{_file_name(result.job)}.json"
+        write_json(path, replace(result, measurement=result.measurement.without_traces()).to_json())
+        self._unsynced.add(path)
+        for trace in result.measurement.power:
+            samples = self._power_path(result, trace)
+            with disk_errors_in_words(samples):
+                samples.write_text(power_samples.as_text(trace), encoding="utf-8")
+            self._unsynced.add(samples)
+
+    def with_power(self, result: Result) -> Result:
+        """A stored result with its power samples; raises StoreError when they cannot be read."""
+        read = []
+        for trace in result.measurement.power:
+            path = self._power_path(result, trace)
+            with disk_errors_in_words(path):
+                text = path.read_text(encoding="utf-8")
+            read.append(power_samples.with_rows(trace, text, str(path)))
+        return replace(result, measurement=replace(result.measurement, power=tuple(read)))
+
+    def _power_path(self, result: Result, trace: PowerTrace) -> Path:
+        return self.path / "samples" / f"{_file_name(result.job)}.{_file_name(trace.meter)}.power.csv"
 
     def results(self) -> list[Result]:
         """Every job's result, by round, client and job id."""
-        found = list(self._readable_results())
+        found = [result for result in self._readable_results() if result.kind != REST]
         return sorted(found, key=lambda result: (result.round, result.client, result.job))
+
+    def rests(self) -> list[Result]:
+        """The windows in which devices rested, before the rounds and after them, in the order of their names."""
+        return [result for result in self._readable_results() if result.kind == REST]
 
     def _readable_results(self) -> Iterator[Result]:
         for path in sorted((self.path / "results").glob("[!.]*.json")):
@@ -351,10 +383,13 @@ def reindex(runs_dir: Path) -> int:
 
 def _sample_lines(result: Result) -> Iterator[str]:
     """The raw samples of a job, one a line; `seconds` since the beginning of the phase, counted from 0 in the job."""
-    yield "phase,name,seconds,vmhwm_bytes,anonymous_bytes,file_bytes,unreclaimable_bytes\n"
-    for number, phase in enumerate(result.measurement.phases):
+    phases = result.measurement.phases
+    wide = any(len(row) > _PLAIN_COLUMNS for phase in phases for row in phase.trace)
+    accelerator = ",accelerator_bytes" if wide else ""
+    yield f"phase,name,seconds,vmhwm_bytes,anonymous_bytes,file_bytes,unreclaimable_bytes{accelerator}\n"
+    for number, phase in enumerate(phases):
         for row in phase.trace:
-            yield f"{number},{phase.name},{','.join(map(str, row))}\n"
+            yield f"{number},{phase.name},{','.join('' if value is None else str(value) for value in row)}\n"
 
 
 def _is_run(path: Path) -> bool:

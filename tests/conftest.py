@@ -11,7 +11,9 @@ import pytest
 
 from testbed.errors import LimitError
 from testbed.node import limits
+from tests.dashboards.server import why_no_npm, why_no_prometheus
 from tests.lab_runs import boards_put_right, on_this_machine, study, undisturbed  # noqa: F401 -- fixtures
+from tests.meters.jtop_server import why_no_jtop
 from tests.ssh_server import why_no_sshd
 from tests.virtual_lab import boards, plain_lab, why_no_lab  # noqa: F401 -- fixtures
 
@@ -42,6 +44,9 @@ NEEDS = {
     "cgroup": (why_no_cgroup, "cap memory"),
     "sshd": (why_no_sshd, "start an SSH server"),
     "lab": (why_no_lab, "bring a virtual lab up"),
+    "jtop": (why_no_jtop, "run the service of jetson-stats"),
+    "npm": (why_no_npm, "install packages of npm"),
+    "prometheus": (why_no_prometheus, "start a Prometheus server"),
 }
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 #: Commands that look devices up, as messages name them.
-_NAMED = re.compile(r"\btestbed (trust|provision|unlock|status|clean|deploy|record)\b")
+_NAMED = re.compile(r"\btestbed (calibrate|clean|deploy|meter|power|provision|record|status|trust|unlock)\b")
 
 
 def inventory_options(command: Command) -> Command:

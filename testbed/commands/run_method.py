@@ -24,7 +24,7 @@ def _number(name: str, kind: Any, text: str) -> Callable[[Any], Any]:
 
 
 @click.command(name="run-method")
-@click.argument("method", required=False)
+@click.argument("methods", metavar="METHOD…", nargs=-1)
 @click.option("--inventory", type=click.Path(path_type=Path), help="Inventory file [default: four emulated devices].")
 @click.option("--only", multiple=True, metavar="WORD", help="Only devices of this name, tag or profile (repeatable).")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the method (repeatable).")
@@ -67,20 +67,32 @@ def _number(name: str, kind: Any, text: str) -> Callable[[Any], Any]:
 @click.option("--checkpointing", is_flag=True, help="Gradient checkpointing: less memory, more time.")
 @click.option("--no-cap", is_flag=True, help="Do not hold trainers to their budget (the run is marked uncapped).")
 @click.option("--refit", is_flag=True, help="Give a client that runs out of memory a smaller submodel.")
-def command(method: str | None, **options: Any) -> None:
+@click.option("--repeats", type=int, default=1, show_default=True, help="Runs of each method, interleaved at random.")
+@_number("warm_up", int, "Jobs of every device before the first round, which count for nothing.")
+@_number("idle_seconds", float, "At rest before and after the rounds [default: 60 where a device has a meter].")
+@_number("start_below_celsius", float, "No device begins hotter than this.")
+@_number("cool_seconds", float, "How long that is waited for.")
+@click.option(
+    "--power-cycle", is_flag=True, help="Switch a device that hangs off and on, where its meter is a switch too."
+)
+@click.option(
+    "--metrics", metavar="[HOST:]PORT", help="Serve live metrics for Prometheus meanwhile; 0 takes a free port."
+)
+def command(methods: tuple[str, ...], **options: Any) -> None:
     """Run METHOD on the devices of the inventory: plan, cap, train, measure, store.
 
-    `testbed methods` lists the methods and their settings.
+    `testbed methods` lists the methods and their settings.  Several methods, and repeats, are run one after another, in
+    blocks whose order is drawn.
     """
     # Before torch is imported: threads that wait for each other do not keep the trainers' cores busy.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from testbed import session
 
     if options["resume"]:
-        if method is not None:
+        if methods:
             raise click.UsageError("--resume goes on with the run's own method: leave METHOD out")
-        session.resume(options["runs_dir"], options["resume"])
+        session.resume(options["runs_dir"], options["resume"], options["metrics"])
         return
-    if method is None:
+    if not methods:
         raise click.UsageError(f"which method? `testbed methods` lists them; {_BEFORE_RUN}")
-    session.start(method, **{key: value for key, value in options.items() if key != "resume"})
+    session.start(methods, **{key: value for key, value in options.items() if key != "resume"})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,6 +34,9 @@ class NodeSettings:
     orphan_seconds: float | None = None  # … without contact, after which an agent ends
     reconnect_seconds: float | None = None  # … for which contact that was lost is looked for again
     sample_seconds: float = 0.05
+    power_seconds: float = 0.1  # between power samples, where the meter is as fast
+    power_cycle: bool = False  # a device that hangs is switched off and on, where it has a switch
+    telemetry_seconds: float | None = None  # between words of how the node stands; None: nobody watches
     python: str = sys.executable  # of this machine
     code: tuple[str, ...] = ()  # folders with modules that are not installed
     wheel: CodeWheel | None = None  # our code, for other machines
@@ -53,6 +56,7 @@ class Node(Protocol):
     silence_seconds: float  # after a ping, without an answer, until the link counts as dead
     deployed_bytes: int  # so far: code, blocks and shards
     site: Site | None  # what many devices are sent comes this way
+    power_cycle: Callable[[], None] | None  # switches the device off and on; None: it has no switch, or may not
 
     def hold(self) -> None:
         """Be connected, and hold the device for the run.
@@ -60,6 +64,9 @@ class Node(Protocol):
         Raises LockedError when another run holds it, BoardError when it is another board than the one that was made
         ready, HostKeyError or RightError, DeviceError when it is out of reach.
         """
+
+    def try_meters(self) -> None:
+        """Open the meters that are read on the device once; raises MeterError where one cannot be read."""
 
     def reach(self, contents: Mapping[str, Path]) -> socket.socket:
         """A channel to an agent on the run's spool, started where none lives, with the contents (hash → file) there.

@@ -11,13 +11,16 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed.devices._machine import CodeMissingError
-from testbed.errors import BoardError, DeviceError, LockedError
+from testbed.errors import BoardError, DeviceError, LockedError, MeterError
+from testbed.meters import BOARD, meter_class
 from testbed.process_identity import login_name
 from testbed.quantities import seconds_text
+from testbed.switching import power_cycle, power_switch
 
 if TYPE_CHECKING:
     from testbed.code_wheel import CodeWheel
@@ -78,6 +81,8 @@ class AgentNode:
         self.silence_seconds = patience.silence_seconds
         self.deployed_bytes = 0
         self.site: Site | None = None  # the way of what many devices are sent
+        may_cycle = settings.power_cycle and power_switch(device) is not None
+        self.power_cycle = partial(power_cycle, device) if may_cycle else None
         self.place = place
         self.on = on
         self._device = device
@@ -100,6 +105,22 @@ class AgentNode:
         """Hold the device with a claim; without one see that nobody else does."""
         if self.place.lock is not None:
             self._check_held(self.on.ask_early("hold", lock=self.place.lock, claim=claim))
+
+    def try_meters(self) -> None:
+        meters = board_meters(self._device)
+        if not meters:
+            return
+        try:
+            self._try_meters(meters)
+        except CodeMissingError:
+            self._send_code()
+            self._try_meters(meters)
+
+    def _try_meters(self, meters: list[dict[str, Any]]) -> None:
+        try:
+            self.on.ask("try_meters", meters=meters)
+        except MeterError as error:
+            raise MeterError(meter_text(self.name, str(error))) from None
 
     def reach(self, contents: Mapping[str, Path]) -> socket.socket:
         self._ready(contents)
@@ -313,12 +334,16 @@ class AgentNode:
             "cores": device.budget.cores,
             "threads": device.threads,
             "accelerator": device.accelerator,
+            "accelerator_charged": settings.facts.get(self.name, {}).get("cuda_charged_to_cgroup"),
             "cgroup_parent": self._cgroup_parent(),
             "orphan_seconds": self.orphan_seconds,
             "remote": place.remote,
             "sample_seconds": settings.sample_seconds,
             "content": place.content,
             "environment": dict(settings.environment),
+            "meters": board_meters(device),
+            "power_seconds": settings.power_seconds,
+            "telemetry_seconds": settings.telemetry_seconds,
         }
 
     def _cgroup_parent(self) -> str | None:
@@ -327,6 +352,27 @@ class AgentNode:
             return str(self._settings.cgroup_parent)
         known = self._settings.facts.get(self.name, {}).get("memory_cgroup") or {}
         return known.get("parent")
+
+
+def meter_text(device: str, error: str) -> str:
+    """That a meter of a device cannot be read, and the way out."""
+    told = error.removeprefix(f"device {device}: ")
+    return f"device {device}: {told}; choose another meter for it in the inventory, or none: `meter: none`"
+
+
+def board_meters(device: Device) -> list[dict[str, Any]]:
+    """The meters that are read on the device itself, as its agent is told of them."""
+    profile = device.profile
+    return [
+        {
+            "name": meter.name,
+            "settings": dict(meter.settings),
+            "point": meter.point,
+            "total_rails": list(profile.total_rails),
+        }
+        for meter in device.meters
+        if meter_class(meter.name).where == BOARD
+    ]
 
 
 def locked_text(device: str, run: str, holder: Mapping[str, Any]) -> str:

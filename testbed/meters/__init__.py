@@ -85,7 +85,7 @@ class Meter:
     """
 
     where: ClassVar[str] = BOARD
-    period_seconds: ClassVar[float] = 0.1
+    period_seconds: float = 0.1
     retrospective: ClassVar[bool] = False
     can_switch: ClassVar[bool] = False
     replayed: ClassVar[bool] = False

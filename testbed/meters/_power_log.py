@@ -8,6 +8,8 @@ of it in memory:
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from typing import TYPE_CHECKING
 
@@ -32,7 +34,8 @@ class PowerLog:
     def append(self, row: Row) -> None:
         """Add a row; raises OSError where the disk takes no more."""
         self._file.seek(self.count * self._row.size)
-        self._file.write(self._row.pack(*row))
+        if self._file.write(self._row.pack(*row)) < self._row.size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # the last bytes of a disk: part of a row
         self.count += 1  # a row that was written in part only is written over by the next
 
     def rows(self, begin: float, end: float) -> list[Row]:

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from testbed.meters import Meter
     from testbed.meters._power_log import PowerLog, Row
 
-#: A sample lies at most so far from its tick, in intervals: gaps are then between half and one and a half.
-_JITTER = 0.25
+#: A sample lies at most so far from its tick, in intervals.  With a half no moment is left out, and what repeats itself
+#: as fast as the samples do comes out right in the mean; gaps are then up to two intervals.
+_JITTER = 0.5
+#: A meter's own stamp that comes again has moved by the jitter between its clock and ours.
+_SAME_SECONDS = 1e-3
 #: Between samples farther apart than this, in intervals, nothing is known: nothing is added to the live counter.
 LONGEST_GAP = 3.0
 
@@ -104,9 +107,10 @@ class Sampler:
             after = self._clock()
             at = (before + after) / 2
             offset = self._wall() - after
+            same = 0.0
             if reading.unix_seconds is not None:
-                at = reading.unix_seconds - offset
-            if self._last is not None and at <= self._last[SECONDS]:
+                at, same = reading.unix_seconds - offset, _SAME_SECONDS
+            if self._last is not None and at <= self._last[SECONDS] + same:
                 return  # a meter that has nothing new
             row = (at, offset, *reading.watts, *(reading.joules or ()))
             try:

@@ -10,11 +10,13 @@ cannot have.
 
     controller → agent   hello(run, version) · job(id, job, hash)+payload · stored(id) · cancel(id, outcome | None)
                          unload · stop · ping
-    agent → controller   welcome(pid, life, boot, cap, running, queued, waiting) · event(id, phase | progress)
+    agent → controller   welcome(pid, life, boot, clock, cap, running, queued, waiting) · event(id, phase | progress)
                          update(id)+payload, then result(id, result) · unloaded · refused(error) · superseded
-                         pong (the answer to a ping, and from time to time while a payload comes)
+                         telemetry(figures), every few seconds where the settings ask for it
+                         pong(clock) (the answer to a ping, and from time to time while a payload comes)
 
-A welcome's `life` is another one for every agent, its `boot` for every start of the machine.
+A welcome's `life` is another one for every agent, its `boot` for every start of the machine; a `clock` is the node's
+monotonic one, by which the controller knows when a job's windows were.
 
 Its first line on stdout is {"ready": pid} or {"error": text, "kind": name of the error}.
 """
@@ -38,6 +40,7 @@ from testbed.errors import DeviceError, TestbedError, WireError
 from testbed.node import limits
 from testbed.node.frames import PROTOCOL, Channel, Header, NoSink
 from testbed.node.landing import AGENT_LOCK, boot
+from testbed.node.metering import Metering
 from testbed.node.spool import (
     PAYLOAD_FILE,
     SETTINGS_FILE,
@@ -63,11 +66,14 @@ _SIGN_OF_LIFE_SECONDS = 1.0
 class Agent:
     """The loop over listener, signals, controller and trainer; it is the worker's outbox."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], group: limits.Group | None, signals: int) -> None:
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], group: limits.Group | None, metering: Metering, signals: int
+    ) -> None:
         self.settings = settings
         self.signals = signals  # a descriptor that gets the number of every signal
         self.spool = Spool(folder)
-        self.worker = Worker(self.spool, settings, group, self)
+        self.metering = metering
+        self.worker = Worker(self.spool, settings, group, metering, self)
         self.controller: Channel | None = None
         self.greeted = False
         self.stopping = False
@@ -75,6 +81,8 @@ class Agent:
         self.last_heard = time.monotonic()
         self._receiving: tuple[str, float] | None = None  # the job whose payload comes, and since when
         self._gave_sign = 0.0
+        self._telemetry_seconds: float | None = settings.get("telemetry_seconds")
+        self._next_telemetry = 0.0
 
     def serve(self, listener: socket.socket) -> None:
         """Work until told to stop, or until nobody has been in contact for too long."""
@@ -89,7 +97,16 @@ class Agent:
             for fd, happened in poll.poll(self._patience_ms()):
                 self._handle(fd, happened, listener)
             self.worker.on_time()
+            self._tell_how_it_stands()
             self.stopping = self.stopping or time.monotonic() >= self._orphaned_at()
+
+    def _tell_how_it_stands(self) -> None:
+        now = time.monotonic()
+        if not self.greeted or self._telemetry_seconds is None or now < self._next_telemetry:
+            return
+        self._next_telemetry = now + self._telemetry_seconds
+        self.metering.on_time(now)
+        self.tell_if_it_listens({"type": "telemetry", "figures": self.worker.told()})
 
     def tell(self, header: Header) -> None:
         """Send a frame; nobody there, nobody told."""
@@ -145,7 +162,8 @@ class Agent:
         return self.last_heard + float(self.settings["orphan_seconds"])
 
     def _patience_ms(self) -> int | None:
-        due = min(self.worker.next_due() or math.inf, self._orphaned_at())
+        telemetry = self._next_telemetry if self.greeted and self._telemetry_seconds is not None else math.inf
+        due = min(self.worker.next_due() or math.inf, self._orphaned_at(), telemetry)
         return max(0, int((due - time.monotonic()) * 1000) + 1) if due < math.inf else None
 
     # ── the controller ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -206,7 +224,7 @@ class Agent:
             "cancel": lambda header: self._cancel(header["id"], header.get("outcome")),
             "stored": lambda header: worker.forget(header["id"]),
             "unload": lambda _: worker.unload(),
-            "ping": lambda _: self.tell({"type": "pong"}),
+            "ping": lambda _: self.tell({"type": "pong", "clock": time.monotonic()}),
             "stop": lambda _: self._stop(),
         }
 
@@ -239,6 +257,7 @@ class Agent:
                 "pid": os.getpid(),
                 "life": self.life,
                 "boot": boot(),
+                "clock": time.monotonic(),
                 "cap": _describe(worker.group),
                 "running": worker.current.id if worker.current is not None else None,
                 "queued": [task.id for task in worker.queue],
@@ -326,8 +345,13 @@ def run(folder: Path) -> None:
     _lock(folder)
     clean_up_after(folder)
     signals = _listen_to_signals()
-    group = _create_group(settings)
-    agent = Agent(folder, settings, group, signals)
+    metering = Metering(folder, settings)
+    try:
+        group = _create_group(settings)
+    except BaseException:
+        metering.close()
+        raise
+    agent = Agent(folder, settings, group, metering, signals)
     try:
         cgroups = [str(path) for path in group.paths] if group is not None else []
         (folder / STATE_FILE).write_text(json.dumps({"pid": os.getpid(), "cgroups": cgroups}))
@@ -337,6 +361,7 @@ def run(folder: Path) -> None:
     finally:
         (folder / SOCKET_FILE).unlink(missing_ok=True)
         agent.stop()
+        metering.close()
         (folder / STATE_FILE).unlink(missing_ok=True)
 
 

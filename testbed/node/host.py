@@ -26,6 +26,7 @@ from testbed import errors
 from testbed.errors import DeviceError, DiskError, TestbedError
 from testbed.node import landing, limits
 from testbed.node.agent import clean_up_after
+from testbed.node.metering import open_meter
 from testbed.node.spool import SETTINGS_FILE, SOCKET_FILE, STATE_FILE
 
 if TYPE_CHECKING:
@@ -131,10 +132,16 @@ def leave(spool: str, patience_seconds: float, lock: str | None = None, run: str
             landing.release(lock, run)
 
 
+def try_meters(meters: list[dict[str, Any]]) -> None:
+    """Open every meter of this machine once; raises MeterError for the first that cannot be read."""
+    for choice in meters:
+        open_meter(choice).close()
+
+
 VERBS: dict[str, Callable[..., Any]] = {
     verb.__name__: verb
     for verb in (
-        ready, missing, alive, wait_gone, kill, leave,
+        ready, missing, alive, wait_gone, kill, leave, try_meters,
     )
 } | landing.VERBS  # fmt: skip
 

@@ -92,10 +92,13 @@ class AgentLink:
                 unload()
                 self._say({"unloaded": True})
 
-    def phase(self, name: str) -> None:
-        """Begin a phase; returns when the agent has read the peaks of the one before."""
+    def phase(self, name: str, accelerator_bytes: int | None = None) -> None:
+        """Begin a phase; returns when the agent has read the peaks of the one before.
+
+        accelerator_bytes    what the one before held at most on the accelerator, by the caching allocator
+        """
         self._phase = name
-        self._say({"phase": name})
+        self._say({"phase": name, "accelerator_bytes": accelerator_bytes})
         while (message := self._read()) is not None:
             if "go" in message:
                 return

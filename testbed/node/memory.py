@@ -1,6 +1,20 @@
 """Peak memory of a process, phase by phase, from /proc and its cgroup.  What each bound means: `testbed.measurement`.
 
 Reads only what is cheap (`status` is counters, no page table is walked), so that twenty samples a second cost nothing.
+
+Where there is an accelerator, its memory (`testbed.node.accelerator_memory`) belongs to every bound once:
+
+- VmHWM and the anonymous and shared memory of `status` never hold it: the driver's pages are no anonymous memory, and
+  where they are mapped they are file pages, which are taken off.  It is added.
+- what a v2 group's memory.stat is summed up from (anon, shmem, kernel stacks, page tables, sockets, slab) does not hold
+  it either, charged or not: memory that a driver takes for itself is in memory.current and in `kernel`
+  (https://docs.kernel.org/admin-guide/cgroup-v2.html).  It is added.
+- a v1 group's kmem counter, and the peak of either, hold it where it is charged.  It is added where it is not; where
+  that is not known, the peak gets it (it is an upper bound), the sample does not.
+
+Samples of both are taken together, and added before the largest is looked for: only in the upper bound, where the
+kernel's peak knows no moment, are two peaks added.  What an accelerator held between two samples shows nowhere but in
+the peak that the trainer's own allocator tells.
 """
 
 from __future__ import annotations
@@ -8,11 +22,12 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from testbed.node.kernel_file import KernelFile
 
 if TYPE_CHECKING:
+    from testbed.node.accelerator_memory import AcceleratorMemory
     from testbed.node.limits import Group
 
 PROC = Path("/proc")
@@ -20,6 +35,7 @@ _KIB = 1024
 #: Written to clear_refs: start a new VmHWM, touch nothing else.
 _RESET_HIGH_WATER = b"5"
 _MAX_TRACE = 1000
+_UNKNOWN: tuple[None, str] = (None, "")
 
 
 def parse_status(data: bytes | None) -> dict[str, int]:
@@ -29,10 +45,56 @@ def parse_status(data: bytes | None) -> dict[str, int]:
     return {words[0][:-1].decode(): int(words[1]) * _KIB for words in values}
 
 
-class Sample:
-    """What the counters said once: bytes, and refaults since the group was made."""
+def mebibytes(count: int) -> str:
+    """For messages."""
+    return f"{count / (1 << 20):.1f} MiB"
 
-    def __init__(self, status: dict[str, int], group: Group | None) -> None:
+
+class AcceleratorSample(NamedTuple):
+    """What a trainer held on the accelerator once, in bytes; None where it is not known.
+
+    process_bytes        by the driver's table: the trainer and its children
+    system_delta_bytes   what all processes held, less what they held when last there was no trainer
+    least_bytes          what the trainer held for certain
+    most_bytes           what it can have held
+    """
+
+    process_bytes: int | None = None
+    system_delta_bytes: int | None = None
+    least_bytes: int | None = None
+    most_bytes: int | None = None
+    family: str = ""  # nvmap or nvml: the driver that tells
+
+    @property
+    def figure(self) -> int | None:
+        """The best that is known."""
+        return self.process_bytes if self.process_bytes is not None else self.system_delta_bytes
+
+    @property
+    def source(self) -> str:
+        """Where `figure` comes from: nvmap_process, nvmap_delta, nvml_process or nvml_delta; "" where there is none."""
+        if self.figure is None:
+            return ""
+        return f"{self.family}_process" if self.process_bytes is not None else f"{self.family}_delta"
+
+
+_NOTHING_HELD = AcceleratorSample()
+
+
+class Sample:
+    """What the counters said once: bytes, and refaults since the group was made.
+
+    lower   unreclaimable memory with the accelerator's, none of it twice: what was held for certain
+    """
+
+    def __init__(
+        self,
+        status: dict[str, int],
+        group: Group | None,
+        accelerator: AcceleratorSample = _NOTHING_HELD,
+        *,
+        group_may_hold_it: bool = False,
+    ) -> None:
         self.high_water = status["VmHWM"]
         self.resident = status["VmRSS"]
         self.anonymous = status.get("RssAnon", 0)
@@ -40,6 +102,20 @@ class Sample:
         in_group, self.refaults = group.usage() if group is not None else (None, None)
         own = self.anonymous + status.get("RssShmem", 0)
         self.unreclaimable = own if in_group is None else in_group
+        self.accelerator = accelerator
+        apart = own if group_may_hold_it else self.unreclaimable
+        self.lower = max(self.unreclaimable, apart + (accelerator.least_bytes or 0))
+
+    @property
+    def lower_source(self) -> str:
+        """Where `lower` comes from; the accelerator is named where it has added something."""
+        return f"sampled+{self.accelerator.source}" if self.lower > self.unreclaimable else "sampled"
+
+    @property
+    def whole(self) -> int | None:
+        """Resident memory without file pages, and the accelerator's; None where the latter is not known."""
+        figure = self.accelerator.figure
+        return None if figure is None else self.resident - self.file + figure
 
 
 class PhaseMeter:
@@ -49,8 +125,18 @@ class PhaseMeter:
     the next.
     """
 
-    def __init__(self, pid: int | None, group: Group | None, proc: Path = PROC) -> None:
+    def __init__(
+        self, pid: int | None, group: Group | None, proc: Path = PROC, accelerator: AcceleratorMemory | None = None
+    ) -> None:
         self.group = group if pid is not None else None
+        self._pid = pid
+        self._accelerator = accelerator if pid is not None else None
+        self._group_may_hold_it = (
+            self.group is not None
+            and self.group.version == "v1"
+            and accelerator is not None
+            and accelerator.charged is not False
+        )
         folder = proc / str(pid)
         self._status = KernelFile(folder / "status") if pid is not None else None
         self._clear = KernelFile(folder / "clear_refs", os.O_WRONLY)
@@ -68,15 +154,29 @@ class PhaseMeter:
         """Anonymous memory at the last sample."""
         return self._last.anonymous if self._last is not None else None
 
+    @property
+    def unreclaimable_bytes(self) -> int | None:
+        """Memory that cannot be taken back, at the last sample."""
+        return self._last.unreclaimable if self._last is not None else None
+
+    @property
+    def accelerator_bytes(self) -> int | None:
+        """What the trainer held on the accelerator at the last sample."""
+        return self._last.accelerator.figure if self._last is not None else None
+
     def begin(self, name: str) -> None:
         """Open a phase, with new peaks where the kernel can start them."""
         self.name = name
         self._start = time.monotonic()
         self._samples = 0
-        self._trace: list[tuple[float, int, int, int, int]] = []
+        self._trace: list[tuple[float | None, ...]] = []
         self._every = 1  # of the samples, this one is kept in the trace
-        self._lower: int | None = None
+        self._lowest: Sample | None = None  # the sample with the most that was held for certain
         self._nearest: Sample | None = None  # the sample with the most resident memory
+        self._fullest: tuple[int, str] | None = None  # the most of that and the accelerator's together, and its source
+        self._held: int | None = None  # the largest figure of the accelerator …
+        self._can_be_held: int | None = None  # … and what it can have been
+        self._held_source = ""
         self._high_water: int | None = None
         self._exact = self._status is not None and self._clear.write(_RESET_HIGH_WATER)
         if self.group is not None:
@@ -95,50 +195,98 @@ class PhaseMeter:
         self._add(sample, sample.high_water if self._exact else sample.resident)
         return True
 
-    def end(self, at: float | None = None, dead: int | None = None) -> dict[str, Any]:
-        """Close the phase, now or `at`.  `dead` is the high-water mark that the kernel gave for a reaped process."""
+    def end(self, at: float | None = None, dead: int | None = None, reserved: int | None = None) -> dict[str, Any]:
+        """Close the phase, now or `at`.
+
+        dead       high-water mark that the kernel gave for a reaped process
+        reserved   what the trainer's allocator held at most on the accelerator in this phase, if the trainer says so:
+                   the CUDA context lies outside it, so it counts only where nothing better is known, and in the upper
+                   bound
+        """
         now = time.monotonic() if at is None else at
         readable = self.sample()
         exact = self._exact and (readable or dead is not None)
         if dead is not None and self._exact:
             self._high_water = max(self._high_water or 0, dead)
-        peak = self._peak("vmhwm" if exact else "sampled")
-        return {"name": self.name, "seconds": max(0.0, now - self._start), "peak": peak, "trace": self._trace}
+        peak = self._peak("vmhwm" if exact else "sampled", reserved)
+        return {
+            "name": self.name,
+            "seconds": max(0.0, now - self._start),
+            "peak": peak,
+            "trace": self._trace,
+            "begun_seconds": self._start,  # on the monotonic clock: a task tells it from its own beginning
+        }
 
     @property
     def estimate_bytes(self) -> int | None:
-        """The phase's peak as far as it is known: high-water mark less the file pages of the sample nearest to it."""
-        if self._high_water is None or self._nearest is None:
+        """The phase's peak as far as it is known: high-water mark less the file pages of the sample nearest to it.
+
+        With what the accelerator held then; or the two together at another sample, where that is more.
+        """
+        return self._estimate("", None)[0]
+
+    def over_budget(self, limit_bytes: int | None) -> str | None:
+        """Why the trainer must be ended: it holds more than its limit at the last sample, and no kernel prevents that.
+
+        Also where the board itself is about to run out of memory.  None where it may go on; always on a CPU device,
+        whose cgroup sees everything.
+        """
+        if self._accelerator is None or self._last is None:
             return None
-        return self._high_water - self._nearest.file
+        shortage = self._accelerator.shortage()
+        if shortage is not None:
+            return (
+                f"the board was about to run out of memory in phase {self.name}: {shortage}; "
+                "a smaller budget leaves the board more"
+            )
+        if limit_bytes is None or (self.group is not None and self._accelerator.charged):
+            return None
+        return over_budget(self.name, self._last, limit_bytes)
 
     def _take(self) -> Sample | None:
         status = parse_status(self._status.read()) if self._status is not None else {}
-        return Sample(status, self.group) if "VmRSS" in status else None
+        if "VmRSS" not in status:
+            return None
+        if self._accelerator is None or self._pid is None:
+            return Sample(status, self.group)
+        held = self._accelerator.sample(self._pid)
+        return Sample(status, self.group, held, group_may_hold_it=self._group_may_hold_it)
 
     def _add(self, sample: Sample, mark: int) -> None:
         self._samples += 1
         if self._nearest is None or sample.resident > self._nearest.resident:
             self._nearest = sample
         self._high_water = max(self._high_water or 0, mark)
-        self._lower = max(self._lower or 0, sample.unreclaimable)
+        if self._lowest is None or sample.lower > self._lowest.lower:
+            self._lowest = sample
+        self._add_held(sample, sample.accelerator)
         if self._samples % self._every == 0:
             self._keep(sample)
+
+    def _add_held(self, sample: Sample, held: AcceleratorSample) -> None:
+        if held.figure is not None and (self._held is None or held.figure > self._held):
+            self._held, self._held_source = held.figure, held.source
+        if held.most_bytes is not None:
+            self._can_be_held = max(self._can_be_held or 0, held.most_bytes)
+        if sample.whole is not None and (self._fullest is None or sample.whole > self._fullest[0]):
+            self._fullest = (sample.whole, f"sampled+{held.source}")
 
     def _keep(self, sample: Sample) -> None:
         """Add to the trace; one that has grown long keeps every second sample, so that the agent stays small."""
         at = round(time.monotonic() - self._start, 4)
-        self._trace.append((at, sample.high_water, sample.anonymous, sample.file, sample.unreclaimable))
+        row = (at, sample.high_water, sample.anonymous, sample.file, sample.unreclaimable)
+        held = () if self._accelerator is None else (sample.accelerator.figure,)
+        self._trace.append((*row, *held))
         if len(self._trace) > _MAX_TRACE:
             self._trace = self._trace[::2]
             self._every *= 2
 
-    def _peak(self, estimate_source: str) -> dict[str, Any]:
-        upper = self.group.peak() if self.group is not None else None
+    def _peak(self, estimate_source: str, reserved: int | None) -> dict[str, Any]:
+        lowest = self._lowest
         bounds = {
-            "lower": (self._lower, "sampled"),
-            "estimate": (self.estimate_bytes, estimate_source),
-            "upper": (upper, self.group.peak_source if self.group is not None else ""),
+            "lower": (lowest.lower, lowest.lower_source) if lowest is not None else _UNKNOWN,
+            "estimate": self._estimate(estimate_source, reserved),
+            "upper": self._upper(reserved),
         }
         return {
             **{f"{bound}_bytes": value for bound, (value, _) in bounds.items()},
@@ -146,8 +294,54 @@ class PhaseMeter:
             "file_bytes": self._nearest.file if self._nearest is not None else None,
             "refaults": self._new_refaults(),
             "samples": self._samples,
+            "accelerator_bytes": self._held,
         }
+
+    def _estimate(self, source: str, reserved: int | None) -> tuple[int | None, str]:
+        nearest = self._nearest
+        if self._high_water is None or nearest is None:
+            return _UNKNOWN
+        own = self._high_water - nearest.file
+        if self._accelerator is None:
+            return own, source
+        at_mark = nearest.accelerator
+        found: list[tuple[int, str]] = []
+        if at_mark.figure is not None:
+            found.append((own + at_mark.figure, f"{source}+{at_mark.source}"))
+        if self._fullest is not None:
+            found.append(self._fullest)
+        if not found and reserved is not None:
+            found.append((own + reserved, f"{source}+torch_reserved"))
+        # A sum with a part that nobody knows is not known: it is not the other part.
+        return max(found, key=lambda each: each[0], default=_UNKNOWN)
+
+    def _upper(self, reserved: int | None) -> tuple[int | None, str]:
+        peak = self.group.peak() if self.group is not None else None
+        if self.group is None or peak is None:
+            return _UNKNOWN
+        if self._accelerator is None or self._accelerator.charged:
+            return peak, self.group.peak_source
+        if reserved is not None and reserved > (self._can_be_held or 0):
+            return peak + reserved, f"{self.group.peak_source}+torch_reserved"
+        if self._can_be_held is None:
+            return _UNKNOWN
+        return peak + self._can_be_held, f"{self.group.peak_source}+{self._held_source}"
 
     def _new_refaults(self) -> int | None:
         last = self._last.refaults if self._last is not None else None
         return None if last is None or self._first_refaults is None else last - self._first_refaults
+
+
+def over_budget(phase: str, sample: Sample, limit_bytes: int) -> str | None:
+    """The sentence for a trainer that holds more than its budget together with the accelerator; None where it does not.
+
+    Only what it holds for certain counts: nobody is ended by a guess.
+    """
+    held = sample.accelerator.least_bytes
+    if held is None or sample.lower <= limit_bytes:
+        return None
+    own, source = sample.lower - held, sample.accelerator.source
+    return (
+        f"over budget in phase {phase}: {mebibytes(sample.lower)} held, {mebibytes(own)} by the process and "
+        f"{mebibytes(held)} on the accelerator ({source}), the budget is {mebibytes(limit_bytes)}"
+    )

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 FINISHED = "finished"
 FAILED = "failed"
 OUT_OF_MEMORY = "out_of_memory"
+OVER_BUDGET = "over_budget"
 _NOTHING: dict[str, Any] = {
     "lower_bytes": None, "estimate_bytes": None, "upper_bytes": None,
-    "sources": {}, "file_bytes": None, "refaults": None, "samples": 0,
+    "sources": {}, "file_bytes": None, "accelerator_bytes": None, "refaults": None, "samples": 0,
 }  # fmt: skip
 
 
@@ -31,17 +32,24 @@ class Task:
             "round": job.get("round"),
             "kind": job.get("kind", "train"),
         }
-        self.phases: list[dict[str, Any]] = [unmetered("receive", received - since)]
+        self.phases: list[dict[str, Any]] = [unmetered("receive", received - since, since)]
         self.phase: str | None = None
         self.cancelled: str | None = None
+        self.exceeded: str | None = None  # how it went over a budget that the kernel cannot enforce
         self.dropped = False  # nobody asks for it any more
 
     def result(
-        self, where: dict[str, Any], outcome: str, error: str | None, produced: dict[str, Any]
+        self,
+        where: dict[str, Any],
+        outcome: str,
+        error: str | None,
+        produced: dict[str, Any],
+        measured: dict[str, Any],
     ) -> dict[str, Any]:
         """`testbed.job.Result` as JSON, with the hash of the update beside it.
 
-        `where`: device, limit_bytes and baseline_bytes of this node; `produced`: what the trainer wrote.
+        `where`: device, limit_bytes and baseline_bytes of this node; `produced`: what the trainer wrote; `measured`:
+        power and conditions of the job's window.
         """
         finished = outcome == FINISHED
         phase = self.phase or (self.phases[-1]["name"] if self.phases else None)
@@ -58,24 +66,28 @@ class Task:
             "state": produced.get("state"),
             "hash": produced.get("hash"),
             "measurement": {
-                "phases": self.phases,
+                "phases": [_from_beginning(phase, self.since) for phase in self.phases],
                 "seconds": sum(phase["seconds"] for phase in self.phases if phase["name"] != "idle"),
                 "limit_bytes": where["limit_bytes"],
                 "baseline_bytes": where["baseline_bytes"],
                 "accelerator_peak_bytes": produced.get("accelerator_peak_bytes"),
                 "bytes_down": 0,  # whoever sees the whole frames counts them
                 "bytes_up": 0,
+                "begun_monotonic_seconds": self.since,
+                **measured,
             },
         }
 
     @staticmethod
-    def sent(result: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """The same result with the time that its update took to send."""
+    def sent(result: dict[str, Any], begun: float, seconds: float, measured: dict[str, Any]) -> dict[str, Any]:
+        """The same result with the time that its update took to send, and what was measured until then."""
         measurement = result["measurement"]
+        send = _from_beginning(unmetered("send", seconds, begun), measurement["begun_monotonic_seconds"])
         longer = {
             **measurement,
-            "phases": [*measurement["phases"], unmetered("send", seconds)],
+            "phases": [*measurement["phases"], send],
             "seconds": measurement["seconds"] + seconds,
+            **measured,
         }
         return {**result, "measurement": longer}
 
@@ -96,9 +108,13 @@ class Task:
         return f"the trainer {how} in phase {self.phases[-1]['name']}{end}"
 
 
-def unmetered(name: str, seconds: float) -> dict[str, Any]:
-    """A phase in which the trainer had no part: its time, and no memory."""
-    return {"name": name, "seconds": seconds, "peak": _NOTHING, "trace": []}
+def unmetered(name: str, seconds: float, begun: float) -> dict[str, Any]:
+    """A phase in which the trainer had no part: its time (`begun` on the monotonic clock), and no memory."""
+    return {"name": name, "seconds": seconds, "peak": _NOTHING, "trace": [], "begun_seconds": begun}
+
+
+def _from_beginning(phase: dict[str, Any], since: float) -> dict[str, Any]:
+    return {**phase, "begun_seconds": round(phase["begun_seconds"] - since, 6)}
 
 
 def _signal_name(number: int) -> str:

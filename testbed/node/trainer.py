@@ -58,7 +58,8 @@ def _serve(link: AgentLink, assignment: Assignment, weights: HeldWeights) -> Non
         link.failed(assignment.id, error)
     except Exception as error:  # noqa: BLE001 -- the top of the trainer: whatever a method does ends as an outcome
         traceback.print_exc()
-        link.failed(assignment.id, f"{type(error).__name__}: {error}")
+        outcome = OUT_OF_MEMORY if accelerator.is_out_of_memory(error) else None
+        link.failed(assignment.id, f"{type(error).__name__}: {error}", outcome=outcome)
     else:
         link.done(assignment.id)
 
@@ -68,10 +69,15 @@ class _Synchronised:
 
     def __init__(self, link: AgentLink, accelerator_name: str) -> None:
         self._link, self._accelerator = link, accelerator_name
+        self.peak_bytes: int | None = None  # that any phase held on the accelerator
 
     def phase(self, name: str) -> None:
         accelerator.synchronise(self._accelerator)
-        self._link.phase(name)
+        held = accelerator.peak_bytes(self._accelerator)
+        if held is not None:
+            self.peak_bytes = max(held, self.peak_bytes or 0)
+        accelerator.reset_peak(self._accelerator)
+        self._link.phase(name, held)
 
     def progress(self, **figures: Any) -> None:
         self._link.progress(**figures)
@@ -89,8 +95,7 @@ def _run(link: AgentLink, assignment: Assignment, weights: HeldWeights) -> None:
     try:
         update = method.work(workplace)
         told.phase("send")
-        peak = accelerator.peak_bytes(job.work.accelerator)
-        _write(assignment, update, keep_state(update, state), workplace.tokens, peak)
+        _write(assignment, update, keep_state(update, state), workplace.tokens, told.peak_bytes)
     finally:
         workplace.release()
 

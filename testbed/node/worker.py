@@ -11,10 +11,12 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from testbed.errors import WireError
+from testbed.node import accelerator_memory
 from testbed.node.child import Child
 from testbed.node.memory import PhaseMeter
+from testbed.node.rest import COOL, Rest
 from testbed.node.spool import PAYLOAD_FILE, UPDATE_FILE, FileSink, Spool
-from testbed.node.task import FAILED, FINISHED, Task
+from testbed.node.task import FAILED, FINISHED, OVER_BUDGET, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 
     from testbed.node.frames import Header, Sink
     from testbed.node.limits import Group
+    from testbed.node.metering import Metering
 
+#: As `testbed.job.REST`, which an agent does without.
+_REST = "rest"
 #: A trainer that has closed its end of the pipe is given so long to end by itself.
 _FAREWELL_SECONDS = 5.0
 #: The empty folders of stored jobs are cleared away when nothing has happened for so long.
@@ -51,17 +56,23 @@ class Outbox(Protocol):
 class Worker:
     """The trainer, its queue, its measurement and the results that wait."""
 
-    def __init__(self, spool: Spool, settings: dict[str, Any], group: Group | None, outbox: Outbox) -> None:
+    def __init__(
+        self, spool: Spool, settings: dict[str, Any], group: Group | None, metering: Metering, outbox: Outbox
+    ) -> None:
         self.spool = spool
         self.settings = settings
         self.group = group
+        self.metering = metering
         self.outbox = outbox
         self.results = spool.read_waiting()
         spool.remove_all_but(self.results)
         self._unsaved: dict[str, float] = {}  # job → when its result must be on the disk, if it is not stored by then
         self.queue: deque[Task] = deque()
         self.current: Task | None = None
+        self._rest: Rest | None = None  # the current task asks for no trainer
+        self._begun: dict[str, float] = {}  # job of this life → when its first byte came
         self.child: Child | None = None
+        self._accelerator = accelerator_memory.find(settings["accelerator"], settings.get("accelerator_charged"))
         self._baseline_bytes: int | None = None
         self._next_sample = 0.0
         self._idle_since = 0.0
@@ -97,7 +108,11 @@ class Worker:
         for task in [task for task in self.queue if task.id == job]:
             self.queue.remove(task)
             self._finish(task, outcome, "it was cancelled before it began")
-        if self.current is not None and self.current.id == job and self.child is not None:
+        if self.current is None or self.current.id != job:
+            return
+        if self._rest is not None:
+            self._finish(self.current, outcome, "it was cancelled while the node rested")
+        elif self.child is not None:
             self.current.cancelled = outcome
             self.child.kill()
 
@@ -106,9 +121,12 @@ class Worker:
         for task in [task for task in self.queue if task.id == job]:
             self.queue.remove(task)
             self.spool.remove(job)
-        if self.current is not None and self.current.id == job and self.child is not None:
+        if self.current is not None and self.current.id == job:
             self.current.dropped = True
-            self.child.kill()
+            if self._rest is not None:
+                self._finish(self.current, FAILED, "nobody asks for it any more")
+            elif self.child is not None:
+                self.child.kill()
         self.forget(job)
 
     def deliver(self, job: str) -> None:
@@ -123,17 +141,32 @@ class Worker:
         begun = time.monotonic()
 
         def then() -> None:
-            seconds = time.monotonic() - begun
-            self.outbox.tell({"type": "result", "id": job, "result": Task.sent(result, seconds)})
+            now, since = time.monotonic(), self._begun.get(job)
+            measured = self.metering.measured(since, now) if since is not None else {}
+            sent = Task.sent(result, begun, now - begun, measured)
+            self.outbox.tell({"type": "result", "id": job, "result": sent})
 
         self.outbox.send_update({"type": "update", "id": job}, update, then)
 
     def forget(self, job: str) -> None:
         """The controller has stored a result."""
         self._unsaved.pop(job, None)
+        self._begun.pop(job, None)
         if self.results.pop(job, None) is not None:
             self.spool.retire(job)
             self._idle_since = time.monotonic()
+
+    @property
+    def _limit_bytes(self) -> int | None:
+        return self.group.limit_bytes if self.group is not None else None
+
+    def told(self) -> dict[str, Any]:
+        """How the node stands now, for whoever watches."""
+        return {
+            **self.metering.told(),
+            "memory_bytes": self._meter.unreclaimable_bytes,
+            "accelerator_bytes": self._meter.accelerator_bytes,
+        }
 
     def save(self, due: float | None = None) -> None:
         """Write down the results that are not stored yet: those that are due, or all of them."""
@@ -166,7 +199,14 @@ class Worker:
             return
         task = self.current = self.queue.popleft()
         task.phases[:0] = [self._meter.end(at=min(time.monotonic(), task.since))]
+        self._begun[task.id] = task.since
+        self.metering.begin()
+        if task.who["kind"] == _REST:
+            self._begin_rest(task)
+            return
         if self.child is None:
+            if self._accelerator is not None:
+                self._accelerator.take_baseline()
             try:
                 self.child = Child(self.settings, self.spool.folder, self.group)
             except OSError as error:
@@ -178,6 +218,23 @@ class Worker:
             self._hand_over(task, self.child)
         self._next_sample = time.monotonic()
 
+    def _begin_rest(self, task: Task) -> None:
+        self._rest = Rest(task.job.get("scalars") or {}, time.monotonic())
+        self.outbox.tell({"type": "event", "id": task.id, "phase": self._rest.phase})
+        self._continue_rest(task, self._rest, time.monotonic())
+
+    def _continue_rest(self, task: Task, rest: Rest, now: float) -> None:
+        if rest.phase == COOL:
+            self.metering.on_time(now)
+            if not rest.is_cool(self.metering.celsius, now):
+                return
+            rest.begin_window(now)
+            self.metering.begin(too_hot=rest.too_hot)
+            self.outbox.tell({"type": "event", "id": task.id, "phase": rest.phase})
+        if rest.is_over(now):
+            task.phases += rest.phases(now)
+            self._finish(task, FINISHED)
+
     def _hand_over(self, task: Task, child: Child) -> None:
         self._open_phase(task, "load")
         child.send({"job": task.id, "content": task.job, "folder": f"jobs/{task.id}", "hash": task.hash})
@@ -187,15 +244,19 @@ class Worker:
     ) -> None:
         """Write down how a job ended, tell the controller, and go on with the next."""
         if task is self.current:
-            self.current = None
+            self.current = self._rest = None
             self._meter.begin("idle")
         if task.dropped:
             self.spool.remove(task.id)
             self._start_next()
             return
-        limit = self.group.limit_bytes if self.group is not None else None
-        where = {"device": self.settings["device"], "limit_bytes": limit, "baseline_bytes": self._baseline_bytes}
-        result = task.result(where, outcome, error, produced or {})
+        where = {
+            "device": self.settings["device"],
+            "limit_bytes": self._limit_bytes,
+            "baseline_bytes": self._baseline_bytes,
+        }
+        measured = self.metering.measured(task.since, time.monotonic())
+        result = task.result(where, outcome, error, produced or {}, measured)
         self.results[task.id] = result
         self.spool.free(task.id, PAYLOAD_FILE, *(() if outcome == FINISHED else (UPDATE_FILE,)))
         self._unsaved[task.id] = time.monotonic() + _SAVE_SECONDS
@@ -206,9 +267,11 @@ class Worker:
     def next_due(self) -> float | None:
         """When `on_time` wants to be called, on the monotonic clock."""
         due = list(self._unsaved.values())
+        if self._rest is not None:
+            due.append(self._rest.due(time.monotonic()))
         if self.child is not None and self.child.farewell is not None:
             due.append(self.child.farewell)
-        elif self.child is not None and self.current is not None:
+        elif self.child is not None and self.current is not None and self._rest is None:
             due.append(self._next_sample)
         if self.spool.spare and self.current is None:
             due.append(self._idle_since + _IDLE_SECONDS)
@@ -220,11 +283,13 @@ class Worker:
         self.save(now)
         if self.current is None and now >= self._idle_since + _IDLE_SECONDS:
             self.spool.clear()
+        if self._rest is not None and self.current is not None:
+            self._continue_rest(self.current, self._rest, now)
         if child is None:
             return
         if child.farewell is not None and now >= child.farewell:
             child.kill()
-        if self.current is not None and now >= self._next_sample:
+        if self.current is not None and self._rest is None and now >= self._next_sample:
             self._sample(child, now)
 
     def hear(self, child: Child) -> None:
@@ -248,7 +313,8 @@ class Worker:
         with contextlib.suppress(WireError):
             for message in child.receive() or []:
                 self._take_message(child, message)
-        task, phase = self.current, self._meter.end(dead=ended[1]) if self.current is not None else None
+        task = self.current if self._rest is None else None  # a node that rests needs no trainer
+        phase = self._meter.end(dead=ended[1]) if task is not None else None
         killed_for_memory, tail = child.out_of_memory(), child.log_tail()
         self._drop(child)
         if child.unloading:
@@ -263,6 +329,8 @@ class Worker:
         task.phases.append(phase)
         if task.cancelled is not None:
             self._finish(task, task.cancelled, f"it was cancelled in phase {phase['name']}")
+        elif task.exceeded is not None:
+            self._finish(task, OVER_BUDGET, task.exceeded)
         elif killed_for_memory:
             self._finish(task, *task.out_of_memory(self.group))
         elif ended[0] == -signal.SIGTERM and self.outbox.asked_to_end(_GOING_DOWN_SECONDS):
@@ -283,14 +351,18 @@ class Worker:
 
     def _sample(self, child: Child, now: float) -> None:
         self._meter.sample()
+        self.metering.on_time(now)
         if child.out_of_memory():  # the victim may have been a process of the trainer's own: it would wait for ever
+            child.kill()
+        elif self.current is not None and (why := self._meter.over_budget(self._limit_bytes)) is not None:
+            self.current.exceeded = why  # what the kernel cannot hold it to
             child.kill()
         jitter = 0.5 + os.urandom(1)[0] / 255
         self._next_sample = now + self.settings["sample_seconds"] * jitter
 
     def _watch(self, pid: int | None) -> None:
         self._meter.close()
-        self._meter = PhaseMeter(pid, self.group)
+        self._meter = PhaseMeter(pid, self.group, accelerator=self._accelerator)
 
     def _break_off(self, child: Child, cause: str) -> None:
         task = self.current
@@ -314,7 +386,7 @@ class Worker:
         elif message.get("done", message.get("failed")) == task.id:
             self._take_end(child, task, message)
         elif "phase" in message:
-            self._begin_phase(child, task, str(message["phase"])[:100])
+            self._begin_phase(child, task, str(message["phase"])[:100], _count(message.get("accelerator_bytes")))
         elif "progress" in message:
             self._pass_on(task, message["progress"])
         else:
@@ -328,9 +400,9 @@ class Worker:
             task.phases.append(started)
             self._hand_over(task, child)
 
-    def _begin_phase(self, child: Child, task: Task, name: str) -> None:
+    def _begin_phase(self, child: Child, task: Task, name: str, reserved: int | None) -> None:
         if name != self._meter.name:
-            task.phases.append(self._meter.end())
+            task.phases.append(self._meter.end(reserved=reserved))
             self._open_phase(task, name)
         child.send({"go": True})
 
@@ -370,3 +442,7 @@ class Worker:
         self._watch(None)
         if self.group is not None:
             self.group.kill()  # what the trainer had started itself
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int else None

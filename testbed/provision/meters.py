@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from testbed.node.conditions import THROTTLED
 from testbed.provision import boot_script
 from testbed.provision.part import Answer, Part
 from testbed.provision.step import Change, Command, Facts, Note
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _HWMON = "/sys/class/hwmon/hwmon*/"
 _IIO = "/sys/bus/iio/devices/iio*/"  # JetPack 4
-_FIGURES = f"{_HWMON}in?_input {_HWMON}curr?_input {_IIO}in_power?_input"
+_FIGURES = f"{_HWMON}in?_input {_HWMON}curr?_input {_HWMON}power?_input {_HWMON}energy?_input {_IIO}in_power?_input"
 #: At every boot, because sysfs forgets modes; by globs, because the numbers may be others then.
 _READABLE = f'for file in {_FIGURES}; do [ ! -e "$file" ] || chmod a+r "$file"; done\n'
 _SCRIPT = f"""\
@@ -29,9 +30,6 @@ command -v vcgencmd >/dev/null && echo vcgencmd=yes && quick vcgencmd get_thrott
 [ -S /run/jtop.sock ] && echo jtop=yes && [ -w /run/jtop.sock ] && echo jtop_writable=yes
 if [ -S /run/jtop.sock ] || command -v vcgencmd >/dev/null; then echo "groups=$(id -nG $ME)"; fi
 """
-
-#: https://www.raspberrypi.com/documentation/computers/os.html#get_throttled; 16 bits up: since the boot.
-_THROTTLED = ("under-voltage", "capped frequency", "throttling", "the soft temperature limit")
 
 
 def _parse(answer: Answer) -> dict[str, Any]:
@@ -123,8 +121,8 @@ class Throttling:
 
     def check(self, facts: Facts, device: Device) -> Note | None:
         flags = facts["throttled"] or 0
-        now = [text for bit, text in enumerate(_THROTTLED) if flags >> bit & 1]
-        ever = [text for bit, text in enumerate(_THROTTLED) if flags >> (bit + 16) & 1 and text not in now]
+        now = [text for bit, text in enumerate(THROTTLED) if flags >> bit & 1]
+        ever = [text for bit, text in enumerate(THROTTLED) if flags >> (bit + 16) & 1 and text not in now]
         parts = [f"{' and '.join(texts)} {when}" for texts, when in ((now, "now"), (ever, "since its boot")) if texts]
         if not parts:
             return None

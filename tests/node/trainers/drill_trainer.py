@@ -1,7 +1,7 @@
 """A real trainer without torch: what it does is written in the job's scalars.
 
 {"steps": [["phase", name], ["allocate", bytes], ["free"], ["progress"], ["wait_for", path], ["touch", path],
-           ["exit", code], ["fail", text], ["raise_memory_error"], ["fork_hog", bytes], ["write_line", text], …],
+           ["take_time", seconds], ["exit", code], ["fail", text], ["raise_memory_error"], ["fork_hog", bytes], ["write_line", text], …],
  "update": {name: [shape]} or absent, "values": number}
 """
 
@@ -94,6 +94,9 @@ class Drill:
     def wait_for_ever(self):
         while True:
             time.sleep(3600)
+
+    def take_time(self, seconds):
+        time.sleep(seconds)
 
     def touch(self, path):
         Path(path).write_text(json.dumps({"pid": os.getpid()}))

@@ -1,0 +1,131 @@
+"""The energy of a run's devices, phase by phase, from the raw samples of its jobs.
+
+A device's energy is that of its first meter; what others say stands beside it.  Work is what jobs took, from the first
+byte to the last; the time between two jobs is nobody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from testbed.energy import Energy, Idle, across, added, gross, idle_power, net, with_conditions
+
+if TYPE_CHECKING:
+    from testbed.job import Result
+    from testbed.measurement import PhaseMeasurement, PowerTrace
+    from testbed.store import RunFolder
+
+#: A phase in which a node waits for a job to come.
+_WAITING = "idle"
+#: The window of a rest in which nothing is done (`testbed.node.rest`).
+_IDLE_WINDOW = "idle_window"
+
+
+@dataclass(frozen=True)
+class EnergySummary:
+    """Of a device, or of all together: then there is no single idle power.
+
+    gross      of all jobs; None where a meter is lacking
+    net        less what the device takes at rest in the same time; None where that was not measured
+    phases     gross, by phase
+    rails      gross of every rail, by the board's own name; never added up but to `gross`
+    beside     gross by the device's other meters, by name
+    """
+
+    gross: Energy
+    net: Energy | None = None
+    idle: Idle | None = None
+    phases: Mapping[str, Energy] = field(default_factory=dict)
+    rails: Mapping[str, Energy] = field(default_factory=dict)
+    beside: Mapping[str, Energy] = field(default_factory=dict)
+
+
+def device_energy(folder: RunFolder, jobs: Sequence[Result], rests: Sequence[Result]) -> EnergySummary | None:
+    """Of one device's jobs and rests; None where no meter measured any.  Raises StoreError for unreadable samples."""
+    metered = [folder.with_power(result) for result in jobs if result.measurement.power]
+    if not metered:
+        return None
+    meter, *others = dict.fromkeys(trace.meter for result in metered for trace in result.measurement.power)
+    whole = with_conditions(_work(metered, meter), [each.measurement.conditions for each in (*metered, *rests)])
+    if lacking := len(jobs) - len(metered):
+        whole = replace(whole, problems=(*whole.problems, f"{lacking} of {len(jobs)} jobs brought no samples"))
+    idle = _idle([folder.with_power(result) for result in rests], meter)
+    return EnergySummary(
+        gross=whole,
+        net=net(whole, idle),
+        idle=idle,
+        phases={name: _work(metered, meter, phase=name) for name in _phase_names(metered)},
+        rails={rail: _work(metered, meter, rail=rail) for rail in _rails(metered, meter)},
+        beside={other: _work(metered, other) for other in others},
+    )
+
+
+def run_energy(devices: Mapping[str, EnergySummary | None]) -> EnergySummary | None:
+    """Of all devices that had jobs; None where not each of them has a meter: a part is not the whole."""
+    known = [each for each in devices.values() if each is not None]
+    if not known or len(known) < len(devices):
+        return None
+    nets = [each.net for each in known if each.net is not None]
+    names = dict.fromkeys(name for each in known for name in each.phases)
+    return EnergySummary(
+        gross=across(_of_device(each.gross, name) for name, each in devices.items() if each is not None),
+        net=across(nets) if len(nets) == len(known) else None,
+        phases={name: across([each.phases[name] for each in known if name in each.phases]) for name in names},
+    )
+
+
+def _of_device(energy: Energy, device: str) -> Energy:
+    return replace(energy, problems=tuple(f"{device}: {problem}" for problem in energy.problems))
+
+
+def _work(results: Iterable[Result], meter: str, *, phase: str | None = None, rail: str | None = None) -> Energy:
+    """Of jobs, by one meter: of one phase or of all, of one rail or of the whole."""
+    parts = [
+        gross(trace, windows, rail)
+        for result in results
+        if (trace := _trace(result, meter)) is not None
+        and (windows := _windows(result.measurement.phases, phase))
+        and (rail is None or rail in trace.rails)
+    ]
+    return added(parts)
+
+
+def _trace(result: Result, meter: str) -> PowerTrace | None:
+    return next((trace for trace in result.measurement.power if trace.meter == meter), None)
+
+
+def _windows(phases: Iterable[PhaseMeasurement], name: str | None = None) -> list[tuple[float, float]]:
+    """When a job's phases were, seconds after its first byte; None: all but waiting."""
+    windows: list[tuple[float, float]] = []
+    for phase in phases:
+        if phase.begun_seconds is None or phase.name == _WAITING or name not in (None, phase.name):
+            continue
+        begin = max(phase.begun_seconds, windows[-1][1] if windows else phase.begun_seconds)  # rounded apart
+        windows.append((begin, max(begin, phase.begun_seconds + phase.seconds)))
+    return windows
+
+
+def _phase_names(results: Iterable[Result]) -> list[str]:
+    names = dict.fromkeys(phase.name for result in results for phase in result.measurement.phases)
+    return [name for name in names if name != _WAITING]
+
+
+def _rails(results: Iterable[Result], meter: str) -> list[str]:
+    traces = (_trace(result, meter) for result in results)
+    return list(dict.fromkeys(rail for trace in traces if trace is not None for rail in trace.rails))
+
+
+def _idle(rests: Sequence[Result], meter: str) -> Idle | None:
+    """From the rests before and after, whichever of them there were."""
+    last = max((rest.round for rest in rests), default=0)
+    before = [rest for rest in rests if rest.round < 0]
+    after = [rest for rest in rests if rest.round == last and rest.round >= 0]
+    return idle_power(*(_rested(each, meter) for each in (before, after)))
+
+
+def _rested(rests: Sequence[Result], meter: str) -> Energy | None:
+    if not any(_trace(rest, meter) and _windows(rest.measurement.phases, _IDLE_WINDOW) for rest in rests):
+        return None
+    return _work(rests, meter, phase=_IDLE_WINDOW)
