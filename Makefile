@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL_LOCKED := $(PIP) install -qq --no-deps --require-hashes
 
 # Tests that measure or disturb real processes, one after the other; all others side by side.
-ALONE := slow or cgroup or sshd or lab or jtop or prometheus
+ALONE := slow or cgroup or sshd or lab or jtop
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lock schema clean

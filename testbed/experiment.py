@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from testbed.config import default_inventory, load_inventory
 from testbed.data_sources import HUB, SUFFIXES
@@ -29,6 +29,9 @@ from testbed.plugins import make_method
 from testbed.run import RunConfig
 from testbed.spelling import did_you_mean
 from testbed.yaml_file import FileModel, complaint, read_file
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 #: Files of a model's folder that a run reads.
 _MODEL_SUFFIXES = frozenset({".json", ".safetensors"})
@@ -124,11 +127,17 @@ def _cell(
     inventory, model, data = chosen
     whole = replace(config, model=model.value, data=data.value)
     content = {
-        "config": {**whole.to_json(), "model": model.content, "data": data.content},
+        "config": {**_asked_for(whole), "model": model.content, "data": data.content},
         "devices": inventory.content,
     }
     names = tuple(choice.name for choice, axis in zip(chosen, axes, strict=True) if len(axis) > 1)
     return Cell(label, whole, inventory.value, _identity(content), names)
+
+
+def _asked_for(noun: DataclassInstance) -> dict[str, Any]:
+    """The fields that ask for something: one that is new, and empty, makes no other cell of one that is done."""
+    known = dataclasses.asdict(noun)
+    return {name: value for name, value in known.items() if value or type(value) in (int, float)}
 
 
 def _identity(content: Mapping[str, Any]) -> str:
@@ -184,7 +193,7 @@ def _placed(path: Path, *keys: str) -> Iterator[None]:
 def _inventory(path: Path, index: int, text: str) -> _Choice:
     file = default_inventory() if text == DEFAULT else _existing(path, ("inventories", index), text, "an inventory")
     inventory = load_inventory(file)
-    return _Choice(text, inventory, [dataclasses.asdict(device) for device in inventory])
+    return _Choice(text, inventory, [_asked_for(device) for device in inventory])
 
 
 def _model(path: Path, index: int, name: str) -> _Choice:

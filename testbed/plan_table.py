@@ -32,6 +32,7 @@ def plan_as_json(prepared: Prepared) -> dict[str, Any]:
         "model": {"name": prepared.config.model, "blocks": len(prepared.base.shape)},
         "clients": [client.to_json() for client in prepared.plan.clients],
         "promises": list(prepared.promises),
+        "meters": {device.name: [meter.name for meter in device.meters] for device in prepared.inventory},
     }
 
 
@@ -49,7 +50,18 @@ def plan_table(prepared: Prepared) -> RenderableType:
         own = [client for client in clients if client.device == device]
         table.add_row(*_row(device, own, len(prepared.base.shape)))
         notes.append(_note(own[0]))
-    return Group(table, *_by_phase(prepared), *notes, *(Text(promise) for promise in prepared.promises))
+    further = (*prepared.promises, _metered(prepared))
+    return Group(table, *_by_phase(prepared), *notes, *(Text(line) for line in further))
+
+
+def _metered(prepared: Prepared) -> str:
+    """Whose energy will be known, and by what."""
+    known = {device.name: " and ".join(meter.name for meter in device.meters) for device in prepared.inventory}
+    without = [name for name, meters in known.items() if not meters]
+    if len(without) == len(known):
+        return "energy: of no device, because none has a meter"
+    told = ", ".join(f"{name} by {meters}" for name, meters in known.items() if meters)
+    return f"energy: {told}" + (f"; not of {', '.join(without)}, without a meter" if without else "")
 
 
 def _by_phase(prepared: Prepared) -> list[RenderableType]:

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import signal
+import threading
 import time
 
 import pytest
@@ -38,6 +39,7 @@ from tests.lab_runs import (
     wait_for_jobs,
     wait_for_outcomes,
 )
+from tests.meters import plugs
 from tests.virtual_lab import as_new
 
 pytestmark = [pytest.mark.slow, pytest.mark.lab, pytest.mark.usefixtures("boards_put_right")]
@@ -144,6 +146,55 @@ def test_a_board_that_reboots_in_mid_round_begins_its_job_again_and_the_others_g
     assert re.findall(r"link lost: (\S+) is looked for again", out) == [PI5]
     assert outcomes_of(folder) == ALL_FINISHED
     assert final_state(folder) == final_state(undisturbed)
+
+
+class Mains(plugs.Tasmota):
+    """A plug that a board of the lab hangs on: when it gets power again, what had hung is gone, and it boots."""
+
+    def __init__(self, host):
+        super().__init__()
+        self.board = host
+
+    def answer(self, path, query):
+        was_on, told = self.on, super().answer(path, query)
+        if self.on and not was_on:
+            threading.Thread(target=self.boot).start()
+        return told
+
+    def boot(self):
+        self.board.thaw()
+        self.board.reboot()
+
+
+def test_a_board_that_hangs_is_switched_off_and_on_by_its_plug_and_begins_its_job_again(study, undisturbed):
+    host = study.lab.host(PI5)
+    with Mains(host) as plug:
+        content = yaml.safe_load(study.inventory.read_text())
+        content["devices"][PI5]["meter"] = {"rpi_pmic": {}, "tasmota": {"host": plug.host}}
+        inventory = study.write_inventory("plugged.yaml", content)
+        words = study.words("cycled", "--power-cycle", "--reconnect-seconds", "15", inventory=inventory)
+        with study.desk.started("run-method", "fedpruner", *words) as process:
+            folder = wait_for_jobs(study, "cycled", process)
+            host.freeze()
+            out, err = process.communicate(timeout=250)
+    assert process.returncode == 0, f"{out}{err}"
+    assert f"power cycle: {PI5} does not come back, and is switched off and on" in out
+    assert outcomes_of(folder) == ALL_FINISHED
+    assert final_state(folder) == final_state(undisturbed)
+
+
+def test_the_sensors_of_the_boards_tell_what_a_run_took(study, undisturbed):
+    """A persona's sensors stand still: what its rails say, for as long as the jobs took."""
+    report = study.desk.json("report", undisturbed.name, "--runs", undisturbed.parent)["runs"][0]
+    told = {board["device"]: board["energy"] for board in report["devices"]}
+    assert told[PI4] is None
+    orin, pi = told[ORIN]["gross"], told[PI5]["gross"]
+    assert (orin["meter"], orin["point"]) == ("ina3221", "module_rail")
+    assert (pi["meter"], pi["point"]) == ("rpi_pmic", "soc_pmic")
+    assert orin["joules"] == pytest.approx(4.541 * orin["seconds"], rel=0.02)
+    assert told[ORIN]["idle"]["watts"] == pytest.approx(4.541, rel=0.02)
+    assert set(told[ORIN]["rails"]) == {"VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"}
+    assert report["energy"] is None
 
 
 def test_a_board_that_hangs_and_one_that_runs_out_of_memory_are_in_the_record(study, tmp_path):

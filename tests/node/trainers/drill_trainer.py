@@ -1,7 +1,7 @@
 """A real trainer without torch: what it does is written in the job's scalars.
 
 {"steps": [["phase", name], ["allocate", bytes], ["free"], ["progress"], ["wait_for", path], ["touch", path],
-           ["take_time", seconds], ["exit", code], ["fail", text], ["raise_memory_error"], ["fork_hog", bytes], ["write_line", text], …],
+           ["take_time", seconds], ["exit", code], ["fail", text], ["raise_memory_error"], ["fork_hog", bytes], …],
  "update": {name: [shape]} or absent, "values": number}
 """
 
