@@ -1,11 +1,14 @@
 """A trainer that trains nothing: it answers every job with tensors of zeros, 4 KB unless the job's scalars name
-`update_bytes`.  For `round_overhead.py` and `controller_memory.py`.
+`update_bytes`, after the `seconds` that they name.
+
+For `round_overhead.py`, `controller_memory.py` and `agent_overhead.py`.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,7 @@ def main() -> None:
     for assignment in link.jobs(unload=lambda: None):
         link.phase("train")
         scalars = assignment.job["scalars"]
+        time.sleep(scalars.get("seconds", 0))
         size, tensors = int(scalars.get("update_bytes", UPDATE_BYTES)), int(scalars.get("tensors", 1))
         write_update(assignment.update, size, tensors)
         assignment.write_result(result(size, tensors))

@@ -48,6 +48,8 @@ _USUAL_GAP = 2.2
 _COVERAGE = 2.2
 #: A sensor that lags by more than this share of an interval may hide what the samples would show.
 _LARGEST_LAG = 0.25
+#: Windows so near to each other touch: their times have been rounded.
+_TOUCHING_SECONDS = 1e-3
 _SAID_PROBLEMS = 5
 
 
@@ -177,10 +179,12 @@ def gross(trace: PowerTrace, windows: Sequence[tuple[float, float]], rail: str |
         )
     if not windows:
         return _impossible(energy, "there is no window")
-    stretches = [series.stretch(*window) for window in windows]
+    sampled = math.fsum(series.stretch(*window).joules for window in windows)
+    stretches = [series.stretch(*window) for window in _joined(windows)]
     if not (samples := sum(stretch.samples for stretch in stretches)):
         return _impossible(energy, f"no sample in {energy.seconds:.1f} s")
-    return _measured(series, stretches, replace(energy, samples=samples))
+    energy = _measured(series, stretches, replace(energy, joules=sampled, sampled_joules=sampled, samples=samples))
+    return _with_counter(series, windows, energy) if trace.counters else energy
 
 
 def added(energies: Iterable[Energy]) -> Energy:
@@ -377,21 +381,30 @@ def _blank(trace: PowerTrace, windows: Sequence[tuple[float, float]], series: _S
     )
 
 
+def _joined(windows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Windows that touch as one: what is not known of the power at an edge is nothing where the next one begins."""
+    joined: list[tuple[float, float]] = []
+    for begin, end in sorted(windows):
+        if joined and begin - joined[-1][1] <= _TOUCHING_SECONDS:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((begin, end))
+    return joined
+
+
 def _impossible(energy: Energy, problem: str) -> Energy:
     return replace(energy, problems=(problem,))
 
 
 def _measured(series: _Series, stretches: list[_Stretch], energy: Energy) -> Energy:
-    """Fill in what the samples say."""
-    sampled = math.fsum(stretch.joules for stretch in stretches)
+    """Fill in how well the samples say it."""
+    sampled = energy.sampled_joules or 0.0
     short = _short_levels(series, stretches, sampled)
     notes = _why_unresolved(series, energy.samples, short)
     gain, offset, left = _class(series, stretches)
     other = math.hypot(left, _quantisation(series, stretches), _edges(series, stretches), _lag(series, stretches))
-    energy = replace(
+    return replace(
         energy,
-        joules=sampled,
-        sampled_joules=sampled,
         gain_joules=gain,
         offset_joules=offset,
         other_joules=other,
@@ -402,7 +415,6 @@ def _measured(series: _Series, stretches: list[_Stretch], energy: Energy) -> Ene
         highest_watts=max(point.watts for stretch in stretches for point in stretch.points[1:-1] or stretch.points),
         problems=tuple(_problems(series, stretches, energy)),
     )
-    return _with_counter(series, stretches, energy)
 
 
 # ------------------------------------------------------------------------------------------------------- systematic
@@ -638,7 +650,7 @@ def _problems(series: _Series, stretches: list[_Stretch], energy: Energy) -> lis
     if missing > trace.interval_seconds:
         found.append(f"{missing:.1f} s at the edge of a window lie before the first sample or after the last")
     if stepped := _clock_step(trace, stretches):
-        found.append(f"the wall clock was set by {stepped:+.2f} s against the monotonic one")
+        found.append(f"the wall clock moved by {stepped:+.2f} s against the monotonic one")
     if series.calibrated and (outside := _outside(trace, energy)):
         found.append(outside)
     return found
@@ -659,14 +671,16 @@ def _clock_step(trace: PowerTrace, stretches: list[_Stretch]) -> float | None:
     begin = min(stretch.begin for stretch in stretches) - trace.interval_seconds
     end = max(stretch.end for stretch in stretches) + trace.interval_seconds
     rows = sorted(row[:2] for row in trace.rows if begin <= row[0] <= end)
-    for (at, moved), (later, then), (_, afterwards) in zip(rows, rows[1:], rows[2:], strict=False):
-        allowed = _CLOCK_STEP_SECONDS + _SLEW * (later - at)
-        if abs(then - moved) > allowed and abs(afterwards - moved) > allowed:
-            return then - moved
-    movements = [moved for _, moved in rows]
-    if trace.timing_seconds and max(movements) - min(movements) > max(trace.timing_seconds, _CLOCK_STEP_SECONDS):
-        return max(movements, key=abs)
-    return None
+    moved = [
+        (b[0], sorted((a[1], b[1], c[1]))[1])  # the median of three
+        for a, b, c in zip(rows, rows[1:], rows[2:], strict=False)
+    ]
+    for (at, before), (later, after) in pairwise(moved):
+        if abs(after - before) > _CLOCK_STEP_SECONDS + _SLEW * (later - at):
+            return after - before
+    movements = [by for _, by in moved] or [0.0]
+    whole = max(movements) - min(movements)
+    return whole if trace.timing_seconds and whole > max(trace.timing_seconds, _CLOCK_STEP_SECONDS) else None
 
 
 def _outside(trace: PowerTrace, energy: Energy) -> str | None:
@@ -680,17 +694,15 @@ def _outside(trace: PowerTrace, energy: Energy) -> str | None:
 
 
 # ----------------------------------------------------------------------------------------------------------- counter
-def _with_counter(series: _Series, stretches: list[_Stretch], energy: Energy) -> Energy:
+def _with_counter(series: _Series, windows: Sequence[tuple[float, float]], energy: Energy) -> Energy:
     """Hold the samples against the meter's energy counter; take its word where both agree and it is better."""
-    if not series.trace.counters:
-        return energy
     counter = _Counter.of(series)
     if counter.fell:
         return replace(
             energy, problems=(*energy.problems, "its energy counter went back: it was reset, or has lost power")
         )
-    joules = math.fsum(counter.at(stretch.end) - counter.at(stretch.begin) for stretch in stretches)
-    half_width = counter.half_width(stretches)
+    joules = math.fsum(counter.at(end) - counter.at(begin) for begin, end in windows)
+    half_width = counter.half_width(_joined(windows))
     energy = replace(energy, counter_joules=joules)
     apart = abs(joules - (energy.sampled_joules or 0.0))
     if apart > 2 * math.hypot(half_width, energy.random_joules, energy.other_joules):
@@ -726,17 +738,17 @@ class _Counter(NamedTuple):
         after = min(max(1, bisect_right(self.points, seconds, key=lambda point: point.seconds)), len(self.points) - 1)
         return _between(self.points[after - 1], self.points[after], seconds)
 
-    def half_width(self, stretches: list[_Stretch]) -> float:
+    def half_width(self, windows: list[tuple[float, float]]) -> float:
         """At either edge the counter is behind by something between nothing and what it grows by at once.
 
         The difference of two such is a triangle of ± that; 95 % of it lies within 0.78 of its half-width.
         """
         grown = 0.0
         for a, b in pairwise(self.points):
-            around = any(a.seconds <= edge <= b.seconds for s in stretches for edge in (s.begin, s.end))
+            around = any(a.seconds <= edge <= b.seconds for window in windows for edge in window)
             if around or b.seconds - a.seconds <= self.usual_gap:
                 grown = max(grown, b.watts - a.watts)
-        return 0.78 * grown * math.sqrt(len(stretches))
+        return 0.78 * grown * math.sqrt(len(windows))
 
 
 # -------------------------------------------------------------------------------------------------------- arithmetic

@@ -34,6 +34,7 @@ from testbed.cli import main
 from testbed.config import load_inventory
 from testbed.engine import Engine
 from testbed.inventory import Budget, Device
+from testbed.job import REST
 from testbed.lab.host import NamespaceHost
 from testbed.lab.lab import Lab
 from testbed.provision.facts import FACTS_SCRIPT_PARTS
@@ -246,9 +247,9 @@ def status_of(folder: Path) -> dict[str, Any]:
 
 
 def results_of(folder: Path) -> dict[tuple[int, str], dict[str, Any]]:
-    """(round, device) → result, as the run's folder has them."""
+    """(round, device) → result, as the run's folder has them; without those of the boards' rests."""
     found = [json.loads(path.read_text()) for path in (folder / "results").glob("*.json")]
-    return {(result["round"], result["device"]): result for result in found}
+    return {(result["round"], result["device"]): result for result in found if result["kind"] != REST}
 
 
 def outcomes_of(folder: Path) -> dict[tuple[int, str], str]:

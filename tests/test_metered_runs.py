@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -16,7 +18,7 @@ from testbed.energy import gross
 from testbed.energy_summary import device_energy, run_energy
 from testbed.errors import MeterError
 from testbed.inventory import MeterChoice
-from testbed.job import FINISHED, REST, TIMED_OUT
+from testbed.job import FINISHED, OVER_BUDGET, REST, TIMED_OUT
 from testbed.store import RunFolder
 from tests import drills
 from tests.drills import device, engine, job
@@ -223,3 +225,73 @@ def test_jobs_without_samples_make_a_devices_energy_invalid_and_no_meter_makes_n
     jobs = [each for each in folder.results() if each.job.startswith("job-")]
     assert "1 of 2 jobs brought no samples" in device_energy(folder, jobs, []).gross.problems
     assert device_energy(folder, [bare], []) is None
+
+
+# ── a board with an accelerator of its own kernel's making ───────────────────────────────────────────────────────────
+class Board:
+    """What an agent reads of a Jetson, as files that a test moves on."""
+
+    def __init__(self, root):
+        self.root = root
+        self.events = root / "sys/class/hwmon/hwmon1/oc1_event_cnt"
+        self.events.parent.mkdir(parents=True)
+        (self.events.parent / "name").write_text("soctherm_oc\n")
+        self.events.write_text("0\n")
+        (root / "proc").mkdir()
+        self.holds(mebibytes=0)
+
+    def holds(self, *, mebibytes, available=4000):
+        kib = {"MemTotal": 8000 << 10, "MemAvailable": available << 10, "NvMapMemUsed": (100 + mebibytes) << 10}
+        text = "".join(f"{name}: {value:10} kB\n" for name, value in kib.items())
+        file = os.open(self.root / "proc/meminfo", os.O_WRONLY | os.O_CREAT)  # in place: an agent keeps it open
+        os.write(file, text.encode())
+        os.close(file)
+
+
+@pytest.fixture
+def board(tmp_path):
+    return Board(tmp_path / "board")
+
+
+def end_of_job(tmp_path, board, where, meanwhile, *, capped=False):
+    """The result of a job in whose middle something happens to the board."""
+    begun, over = tmp_path / "begun", tmp_path / "over"
+    steps = [["phase", "train"], ["touch", str(begun)], ["wait_for", str(over)]]
+    with engine(tmp_path, where, root=str(board.root), capped=capped) as running, ThreadPoolExecutor() as pool:
+        ended = pool.submit(run, running, job(steps=steps))
+        drills.wait_until(begun.exists)
+        meanwhile(over)
+        (result,) = ended.result()
+    return result
+
+
+@pytest.mark.cgroup
+def test_what_the_kernel_cannot_hold_to_its_budget_the_agent_ends(tmp_path, board):
+    where = replace(device(), accelerator="cuda")
+    result = end_of_job(tmp_path, board, where, lambda _: board.holds(mebibytes=200), capped=True)
+    assert result.outcome == OVER_BUDGET
+    assert result.phase == "train"
+    assert "200.0 MiB on the accelerator (nvmap_delta), the budget is 64.0 MiB" in result.error
+    assert result.measurement.phases[-1].peak.accelerator_bytes == 200 * drills.MIB
+
+
+def test_a_board_that_is_about_to_run_out_of_memory_loses_its_trainer_and_not_its_life(tmp_path, board):
+    where = replace(device(), accelerator="cuda")
+    result = end_of_job(tmp_path, board, where, lambda _: board.holds(mebibytes=10, available=20))
+    assert result.outcome == OVER_BUDGET
+    assert "the board was about to run out of memory in phase train" in result.error
+
+
+def test_a_board_that_was_held_back_during_a_job_says_so_and_its_energy_is_not_valid(tmp_path, board, metered):
+    def held_back(over):
+        board.events.write_text("3\n")
+        over.touch()
+
+    result = end_of_job(tmp_path, board, metered, held_back)
+    assert result.outcome == FINISHED
+    (word,) = result.measurement.conditions.throttled
+    folder = RunFolder.create(tmp_path / "runs", "run", record())
+    folder.record_result(result)
+    (stored,) = folder.results()
+    problems = device_energy(folder, [stored], []).gross.problems
+    assert any(word in problem for problem in problems)

@@ -35,6 +35,7 @@ class NodeSettings:
     reconnect_seconds: float | None = None  # … for which contact that was lost is looked for again
     sample_seconds: float = 0.05
     power_seconds: float = 0.1  # between power samples, where the meter is as fast
+    root: str = "/"  # where the board's own files begin that tell of its sensors and its accelerator
     power_cycle: bool = False  # a device that hangs is switched off and on, where it has a switch
     telemetry_seconds: float | None = None  # between words of how the node stands; None: nobody watches
     python: str = sys.executable  # of this machine

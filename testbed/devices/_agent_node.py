@@ -343,6 +343,7 @@ class AgentNode:
             "environment": dict(settings.environment),
             "meters": board_meters(device),
             "power_seconds": settings.power_seconds,
+            "root": settings.root,
             "telemetry_seconds": settings.telemetry_seconds,
         }
 

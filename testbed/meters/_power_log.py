@@ -42,7 +42,7 @@ class PowerLog:
         """Every row between two times, with the one before and the one after where there are any."""
         first, last = max(0, self._first_from(begin) - 1), min(self.count, self._first_after(end) + 1)
         self._file.seek(first * self._row.size)
-        data = self._file.read((last - first) * self._row.size)
+        data = self._file.read(max(0, last - first) * self._row.size)
         return list(self._row.iter_unpack(data[: len(data) - len(data) % self._row.size]))
 
     def close(self) -> None:

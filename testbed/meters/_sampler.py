@@ -111,6 +111,7 @@ class Sampler:
             if reading.unix_seconds is not None:
                 at, same = reading.unix_seconds - offset, _SAME_SECONDS
             if self._last is not None and at <= self._last[SECONDS] + same:
+                self.error = None
                 return  # a meter that has nothing new
             row = (at, offset, *reading.watts, *(reading.joules or ()))
             try:

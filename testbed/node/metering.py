@@ -50,7 +50,7 @@ class Metering:
     """The samplers of a board's meters, and its conditions."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self._conditions = Conditions()
+        self._conditions = Conditions(settings.get("root") or "/")
         self._celsius = self._begin_celsius = self._highest_celsius = self._conditions.celsius()
         self._next_look = 0.0
         self._too_hot = False

@@ -72,7 +72,9 @@ class Worker:
         self._rest: Rest | None = None  # the current task asks for no trainer
         self._begun: dict[str, float] = {}  # job of this life → when its first byte came
         self.child: Child | None = None
-        self._accelerator = accelerator_memory.find(settings["accelerator"], settings.get("accelerator_charged"))
+        self._accelerator = accelerator_memory.find(
+            settings["accelerator"], settings.get("accelerator_charged"), root=settings.get("root") or "/"
+        )
         self._baseline_bytes: int | None = None
         self._next_sample = 0.0
         self._idle_since = 0.0
