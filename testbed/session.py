@@ -69,6 +69,10 @@ def start(
         raise UsageError("--json goes with --dry-run; for the results use `testbed report RUN --json`")
     if repeats < 1:
         raise UsageError(f"--repeats {repeats}: expected at least 1")
+    if metrics is not None:
+        from testbed.exporter.serving import parse_address
+
+        parse_address(metrics)  # before anything takes its time
     console = Console()
     prepared = [settled(method, **options) for method in methods]
     if as_json:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.tiny_lab import arguments, make_lab
 
@@ -168,6 +169,36 @@ def test_ctrl_c_leaves_nothing_behind_and_says_how_to_go_on(lab, environment):
     assert not groups()
 
 
+def test_several_methods_are_run_in_blocks_each_with_every_method_once(lab, testbed):
+    words = ("--repeats", "2", "--rounds", "1", "--steps", "1", "--only", "big", "--runs", str(lab / "blocks"))
+    printed = testbed("run-method", "lora", "no_finetuning", *arguments(lab, *words)).stdout
+    configs = [json.loads(path.read_text()) for path in (lab / "blocks").glob("*/config.json")]
+    assert sorted((config["block"], config["method"]) for config in configs) == [
+        (0, "lora"), (0, "no_finetuning"), (1, "lora"), (1, "no_finetuning"),
+    ]  # fmt: skip
+    assert "compare them with: testbed report" in printed
+
+
+def test_a_metered_run_that_warms_up_ends_as_any_other_with_the_joules_of_its_phases(lab, testbed, uninterrupted):
+    content = yaml.safe_load((lab / "lab.yaml").read_text())
+    for device in content["devices"].values():
+        device["meter"] = {"replay": {"trace": "jetson_orin_nano", "repeat": True}}
+    (lab / "metered.yaml").write_text(yaml.safe_dump(content))
+    more = ("--inventory", str(lab / "metered.yaml"), "--idle-seconds", "2", "--warm-up", "1")
+    testbed("run-method", "fedpruner", *arguments(lab, "--runs", str(lab / "metered"), *more))
+    folder = only_run(lab, "metered")
+    assert status(folder)["final_state"] == status(uninterrupted[0])["final_state"]
+    report = json.loads(testbed("report", folder.name, "--runs", str(lab / "metered"), "--json").stdout)["runs"][0]
+    assert sum(device["jobs"] for device in report["devices"]) == 6
+    assert report["energy"]["gross"]["replayed"] is True
+    assert report["energy"]["gross"]["joules"] == pytest.approx(report["energy_joules"])
+    assert report["energy"]["phases"]["train"]["joules"] > 0
+    assert all(device["energy"]["idle"]["samples"] > 20 for device in report["devices"])
+    assert "J ±" in testbed("report", folder.name, "--runs", str(lab / "metered")).stdout
+    printed = testbed("report", uninterrupted[0].name, "--runs", str(lab / "whole")).stdout
+    assert "J ±" not in printed
+
+
 def test_without_a_cap_the_run_is_marked_uncapped(lab, testbed):
     runs = ("--runs", "uncapped", "--rounds", "1", "--only", "big")  # a relative folder, as the default is
     testbed("run-method", "lora", *arguments(lab, *runs, "--no-cap"))
@@ -199,6 +230,10 @@ def test_dry_run_settles_the_plan_and_touches_nothing(lab, testbed):
         (["lora", "--inventory", "nowhere.yaml"], 1, "nowhere.yaml"),
         (["lora", "--only", "nobody"], 2, "no device has the name, tag or profile 'nobody'"),
         (["lora", "--rounds", "0"], 2, "rounds=0: expected at least 1"),
+        (["lora", "--repeats", "0"], 2, "--repeats 0: expected at least 1"),
+        (["lora", "--idle-seconds", "-1"], 2, "idle-seconds=-1.0: expected 0 or more"),
+        (["lora", "--metrics", "nonsense"], 2, "expected an address such as 9101"),
+        (["lora", "fedprunner"], 2, 'there is no method "fedprunner"'),
         (["lora", "--data-set", "limit=1"], 1, "needs two classes or more"),
         (["--resume", "lora-20000101-000000-0000"], 1, "lora-20000101-000000-0000"),
         ([], 2, "which method?"),
