@@ -92,6 +92,7 @@ class DeviceSummary:
     bytes_up: int | None = None
     tokens_per_second: float | None = None
     energy: EnergySummary | None = None
+    accelerator_peak_bytes: int | None = None  # part of the peaks, as far as it is known apart
     highest_celsius: float | None = None
     agent_cpu_share: float | None = None  # of one core, over its jobs: what measuring and talking took
     agent_pss_bytes: int | None = None
@@ -269,6 +270,7 @@ def _device(name: str, stored: Mapping[str, Any], plan: Mapping[str, Any], resul
         bytes_down=_total(result.measurement.bytes_down for result in jobs),
         bytes_up=_total(result.measurement.bytes_up for result in jobs),
         tokens_per_second=_tokens_per_second(jobs),
+        accelerator_peak_bytes=_largest(result.measurement.peak.accelerator_bytes for result in jobs),
         highest_celsius=_largest(result.measurement.conditions.highest_celsius for result in jobs),
         agent_cpu_share=_agent_share(jobs),
         agent_pss_bytes=_largest(result.measurement.agent_pss_bytes for result in jobs),

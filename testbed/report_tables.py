@@ -104,8 +104,9 @@ def _print_run(run: RunSummary, console: Console) -> None:
     for name, value in _facts(run):
         console.print(f"{name:<14}{value}", markup=False, highlight=False, soft_wrap=True)
     console.print()
-    for columns in (_MEMORY_COLUMNS, _work_columns(run)):
-        print_fitting(columns, run.devices if columns is _MEMORY_COLUMNS else [*run.devices, run], console)
+    memory = _memory_columns(run)
+    for columns in (memory, _work_columns(run)):
+        print_fitting(columns, run.devices if columns is memory else [*run.devices, run], console)
     print_energy(run, console)
     for refusal in run.refusals:
         _note(console, f"refused: client {refusal.client} on {refusal.device}: {refusal.reason or 'no reason given'}")
@@ -240,6 +241,13 @@ _MEMORY_COLUMNS: Columns = {
     "Error": lambda device: percent_text(device.prediction_error),
     "Headroom": lambda device: bytes_text(device.headroom_bytes),
 }
+
+
+def _memory_columns(run: RunSummary) -> Columns:
+    """With the accelerator's part where any device has one."""
+    if all(device.accelerator_peak_bytes is None for device in run.devices):
+        return _MEMORY_COLUMNS
+    return {**_MEMORY_COLUMNS, "Of it on accelerator": lambda device: bytes_text(device.accelerator_peak_bytes)}
 
 
 def _work_columns(run: RunSummary) -> Columns:

@@ -197,6 +197,11 @@ def test_a_late_sensor_counts_at_both_edges_by_the_change_of_power_there():
     assert gross(sampled(lambda at: 8.0, accuracy=Accuracy(0.0, timing_seconds=0.02)), WINDOW).other_joules == 0
 
 
+def test_a_change_that_is_as_far_from_the_edge_as_the_sensor_lags_counts_too():
+    energy = gross(sampled(lambda at: 3.0 if at < 0.5 else 8.0, accuracy=Accuracy(0.0, timing_seconds=0.6)), WINDOW)
+    assert energy.other_joules == pytest.approx(0.6 * 5)
+
+
 def test_a_clock_that_is_known_only_so_well_counts_the_same():
     def power(at):
         return 8.0 if 0 <= at < 30 else 3.0
@@ -212,6 +217,9 @@ def test_a_jump_at_an_edge_between_two_samples():
     energy = gross(sampled(power), [(0.03, 29.97)])
     # Of each gap 0.07 s lie in the window; a jump at its very edge is off by ΔP · 0.07² / (2 · 0.1).
     assert energy.other_joules == pytest.approx(2 * 5 * 0.07**2 / 0.2)
+    # By chance it may also lie outside the window: up to a third of the square, not a twelfth.
+    variance = 2 * (5 * 0.07) ** 2 * (4 - 3 * 0.7) / 12
+    assert energy.random_joules == pytest.approx(2.2 * (1 + 2 / energy.samples) * math.sqrt(variance))
     assert energy.low_joules <= 8 * 29.94 <= energy.high_joules
 
 
@@ -254,8 +262,8 @@ def test_levels_that_last_are_resolved_and_may_be_claimed():
 
 
 def short_dips(at):
-    """A dip of two tenths of a second every three seconds."""
-    return 5.0 if (at + 0.05) % 3 < 0.2 else 10.0
+    """A dip of 0.23 s every three seconds, of which two samples tell."""
+    return 5.0 if (at + 0.05) % 3 < 0.23 else 10.0
 
 
 @pytest.mark.parametrize(
@@ -277,6 +285,15 @@ def test_what_may_lie_between_the_samples_is_never_claimed_within_two_percent(po
     assert across([energy] * 400).claim >= UNRESOLVED
 
 
+def test_a_look_of_the_sensor_that_is_read_again_is_one_look():
+    """New readings come every half second, and are read every tenth."""
+    chance = random.Random(1)
+    readings = [chance.gauss(10, 1.0) for _ in range(70)]
+    held = {at: readings[int((at + 1) / 0.5 + 1e-6)] for at in times(-1, 31)}
+    energy = gross(sampled(held.__getitem__, accuracy=Accuracy(0.0, timing_seconds=0.5)), WINDOW)
+    assert energy.random_joules == pytest.approx(2.2 * 1.0 * 0.5 * math.sqrt(60), rel=0.4)
+
+
 def test_a_stop_on_the_way_is_a_level_too():
     def stairs(at):
         at = (at + 0.05) % 6
@@ -292,6 +309,10 @@ def test_small_changes_are_one_level():
 
 def test_the_edge_of_a_window_cuts_no_level_short():
     assert not gross(sampled(square), [(0.85, 21.15)]).notes  # 0.1 s and 0.2 s of a level at the edges
+
+
+def test_the_ends_of_a_trace_cut_levels_that_may_have_lasted():
+    assert not gross(sampled(lambda at: 5.0 if at < 0.05 or at > 29.95 else 10.0, 0.0, 30.0), WINDOW).notes
 
 
 def test_a_short_level_elsewhere_in_the_trace_does_not_matter():
@@ -362,6 +383,8 @@ def test_a_wall_clock_that_is_set():
 
 def test_a_wall_clock_that_is_slewed_or_was_read_late_once_is_not_set():
     assert gross(with_clock(lambda at: 0.08 * at), WINDOW).valid
+    every_second = replace(with_clock(lambda at: 0.08 * at), interval_seconds=1.0)
+    assert gross(replace(every_second, rows=every_second.rows[::10]), WINDOW).valid
     late_once = with_clock(lambda at: 0.3 if at == 10 else 0.0)
     assert gross(late_once, WINDOW).valid
     assert gross(replace(late_once, timing_seconds=0.1), WINDOW).valid
@@ -405,15 +428,17 @@ def counted(power, joules, **changes):
 def dips_joules(at):
     """The energy of `short_dips`, exactly."""
     whole, part = divmod(at + 0.05, 3)
-    return whole * 29.0 + 5.0 * min(part, 0.2) + 10.0 * max(0.0, part - 0.2)
+    return whole * 28.85 + 5.0 * min(part, 0.23) + 10.0 * max(0.0, part - 0.23)
 
 
 def test_a_counter_that_agrees_lifts_what_is_unresolved():
     alone = gross(sampled(short_dips), WINDOW)
     energy = gross(counted(short_dips, dips_joules), WINDOW)
     assert energy.valid
-    assert energy.counter_joules == pytest.approx(290)
-    assert (energy.joules, energy.sampled_joules) == (energy.counter_joules, alone.joules)
+    assert energy.counter_joules == pytest.approx(288.5)
+    assert energy.joules == energy.counter_joules
+    assert energy.sampled_joules == alone.joules != energy.joules
+    assert energy.random_joules < alone.random_joules
     assert (energy.unresolved_joules, energy.notes) == (0.0, ())
     assert energy.claim <= 0.02 < alone.claim
 
@@ -469,7 +494,7 @@ def test_beyond_the_range_of_a_calibration_the_class_counts():
 
 def test_counters_are_calibrated_too():
     trace = replace(counted(short_dips, dips_joules), calibration=replace(CALIBRATION, highest_watts=20.0))
-    assert gross(trace, WINDOW).counter_joules == pytest.approx(290 * 1.1 + 0.5 * 30)
+    assert gross(trace, WINDOW).counter_joules == pytest.approx(288.5 * 1.1 + 0.5 * 30)
 
 
 # ---------------------------------------------------------------------------------------------------------- identities
