@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from testbed.deploy import Cargo
 
 #: Of `run-method`, whose other options mean the same here: one line can be used for both.
-_NOT_HERE = frozenset({"dry_run", "as_json", "resume", "runs_dir"})
+_NOT_HERE = frozenset({"methods", "repeats", "metrics", "dry_run", "as_json", "resume", "runs_dir"})
 
 
 @click.command("deploy")
+@click.argument("method", required=False)
 @click.option("--dry-run", is_flag=True, help="Say what would travel, and send nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 def command(method: str | None, *, dry_run: bool, as_json: bool, **options: Any) -> int:
@@ -52,7 +53,7 @@ def command(method: str | None, *, dry_run: bool, as_json: bool, **options: Any)
     return 1 if any(cargo.error for cargo in cargoes) else 0
 
 
-command.params[:0] = [param for param in run_method.command.params if param.name not in _NOT_HERE]
+command.params[1:1] = [param for param in run_method.command.params if param.name not in _NOT_HERE]
 
 
 def _print(cargoes: Sequence[Cargo], heading: str) -> None:
