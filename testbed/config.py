@@ -62,6 +62,8 @@ Bytes = Annotated[
 MeterName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 #: What `meter:` says for "do without the board's own".
 NO_METER = "none"
+#: Kinds whose machine need not be the profile's board: its sensors are not looked for.
+_ANY_MACHINE = frozenset({"emulated", "generic"})
 #: The meter that reads a rail's sensor, by the beginning of the profile's word for it.
 _OWN_METER = {"ina3221": "ina3221", "pmic": "rpi_pmic"}
 
@@ -148,7 +150,7 @@ class DeviceEntry(FileModel):
         default=None,
         title="the name of a meter such as ina3221, a mapping from names to settings, or none",
         description="What reads its power: files of testbed/meters; the first one's energy is the device's. Without it "
-        "the board's own sensors, where its profile names them; `none`: no meter.",
+        "the sensors of a Jetson or Raspberry Pi, where its profile names them; `none`: no meter.",
     )
 
 
@@ -305,7 +307,7 @@ def _device(path: Path, name: str, own: DeviceEntry, defaults: DeviceEntry) -> D
 def _meters(path: Path, name: str, entry: DeviceEntry) -> tuple[MeterChoice, ...]:
     """Those that the inventory names, each with settings that it takes; else the board's own."""
     if entry.meter is None:
-        own = () if entry.kind == "emulated" else _profile(path, name, entry.profile or "").rails
+        own = () if entry.kind in _ANY_MACHINE else _profile(path, name, entry.profile or "").rails
         sensors = dict.fromkeys(rail.source.partition("@")[0] for rail in own)
         return tuple(MeterChoice(_OWN_METER[sensor]) for sensor in sensors if sensor in _OWN_METER)
     if entry.meter == NO_METER:

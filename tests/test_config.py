@@ -318,6 +318,51 @@ def test_every_field_of_a_profile_can_stand_in_the_file():
     assert wanted == set(ProfileFile.model_fields)
 
 
+METERED = """\
+devices:
+  board: {{kind: {kind}, profile: {profile}, budget: {{memory: 1 GiB}}{more}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "profile", "more", "meters"),
+    [
+        ("jetson", "jetson_orin_nano_8gb", "", ["ina3221"]),
+        ("jetson", "jetson_agx_orin_64gb", "", ["ina3221"]),
+        ("jetson", "jetson_nano_2gb", "", []),
+        ("raspberry_pi", "raspberry_pi_5_8gb", "", ["rpi_pmic"]),
+        ("raspberry_pi", "raspberry_pi_4b_4gb", "", []),
+        ("generic", "raspberry_pi_5_8gb", "", []),
+        ("emulated", "jetson_orin_nano_8gb", "", []),
+        ("jetson", "jetson_orin_nano_8gb", ", meter: none", []),
+        ("jetson", "jetson_orin_nano_8gb", ", meter: jtop", ["jtop"]),
+        ("raspberry_pi", "raspberry_pi_5_8gb", ", meter: {rpi_pmic: {}, shelly: {host: plug}}", ["rpi_pmic", "shelly"]),
+    ],
+)
+def test_a_board_has_its_own_sensors_or_the_meters_that_the_inventory_names(kind, profile, more, meters, tmp_path):
+    path = tmp_path / "lab.yaml"
+    path.write_text(METERED.format(kind=kind, profile=profile, more=more))
+    (board,) = load_inventory(path)
+    assert [meter.name for meter in board.meters] == meters
+
+
+@pytest.mark.parametrize(
+    ("meter", "message"),
+    [
+        ("ina3212", 'devices.board.meter.ina3212: there is no meter "ina3212"; did you mean "ina3221"'),
+        ("{shelly: {hots: plug}}", 'meter shelly has no setting "hots"; did you mean "host"'),
+        ("{shelly: {host: plug, point: wall}}", "devices.board.meter.shelly.point: expected one of wall_ac, dc_input"),
+        ("{shelly: {}}", "devices.board.meter.shelly: meter shelly"),
+    ],
+)
+def test_a_wrong_meter_is_told_with_its_place_and_the_right_word(meter, message, tmp_path):
+    path = tmp_path / "lab.yaml"
+    path.write_text(METERED.format(kind="jetson", profile="jetson_orin_nano_8gb", more=f", meter: {meter}"))
+    with pytest.raises(ConfigError) as told:
+        load_inventory(path)
+    assert message in str(told.value)
+
+
 def test_the_default_inventory_has_four_boards_of_different_memory():
     devices = load_inventory(default_inventory())
     assert len(devices) == len({d.profile.name for d in devices}) == len({d.budget.memory_bytes for d in devices}) == 4

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 #: Stands in the lock for the run, where a device is held to be made ready.
 PROVISION = "provision"
+#: How an inventory does without a meter.
+NO_METER = "`meter: none`"
 #: How long an agent that listens no more takes to be gone altogether.
 _GONE_SECONDS = 5.0
 #: Machine → held by the node that sends content to it.
@@ -357,8 +359,9 @@ class AgentNode:
 
 def meter_text(device: str, error: str) -> str:
     """That a meter of a device cannot be read, and the way out."""
-    told = error.removeprefix(f"device {device}: ")
-    return f"device {device}: {told}; choose another meter for it in the inventory, or none: `meter: none`"
+    told = f"device {device}: {error.removeprefix(f'device {device}: ')}"
+    way_out = "" if NO_METER in told else f"; choose another meter for it in the inventory, or {NO_METER}"
+    return told + way_out
 
 
 def board_meters(device: Device) -> list[dict[str, Any]]:
