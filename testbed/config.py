@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from testbed.byte_text import EXPECTED, PATTERN, format_bytes, parse_bytes
 from testbed.errors import ConfigError, UsageError
 from testbed.inventory import DEVICE_FOLDER, Access, Budget, Device, HardwareProfile, Inventory, MeterChoice, PowerRail
-from testbed.meters import POINTS, make
+from testbed.meters import POINTS, check, make
 from testbed.package_data import data_folder
 from testbed.plugins import device_kinds
 from testbed.spelling import did_you_mean
@@ -66,6 +66,16 @@ NO_METER = "none"
 _ANY_MACHINE = frozenset({"emulated", "generic"})
 #: The meter that reads a rail's sensor, by the beginning of the profile's word for it.
 _OWN_METER = {"ina3221": "ina3221", "pmic": "rpi_pmic"}
+
+
+def _meters_told(value: object) -> object:
+    """One complaint, and not one for each form that it could have had."""
+    if not isinstance(value, dict):
+        return value
+    for name, settings in value.items():
+        if settings is not None and not isinstance(settings, dict):
+            raise ValueError(f"settings of {name}, such as {{host: …}}, got {settings!r}")
+    return {name: settings or {} for name, settings in value.items()}
 
 
 class BudgetEntry(FileModel):
@@ -146,7 +156,7 @@ class DeviceEntry(FileModel):
         title="the name of a power mode such as 15W",
         description="Set by provisioning; without it left as it is.",
     )
-    meter: MeterName | dict[MeterName, dict[str, Any]] | None = Field(
+    meter: Annotated[MeterName | dict[MeterName, dict[str, Any]] | None, BeforeValidator(_meters_told)] = Field(
         default=None,
         title="the name of a meter such as ina3221, a mapping from names to settings, or none",
         description="What reads its power: files of testbed/meters; the first one's energy is the device's. Without it "
@@ -325,6 +335,7 @@ def _meter(path: Path, name: str, meter: str, stated: Mapping[str, Any]) -> Mete
     if isinstance(settings.get("file"), str):  # as everything in an inventory: relative to it
         settings["file"] = str((path.parent / Path(settings["file"]).expanduser()).absolute())
     try:
+        check(meter, settings)
         make(meter, settings)
     except UsageError as error:
         raise ConfigError(f"{path}: {'.'.join(where)}: {error}") from None

@@ -61,12 +61,23 @@ def print_energy(run: RunSummary, console: Console) -> None:
     cells = [[name, *(energy_text(summary.phases.get(phase)) for phase in phases)] for name, summary in rows]
     _print(console, ["Energy by phase", *phases], cells)
     for name, summary in rows:
-        for words in (*summary.gross.problems, *summary.gross.notes):
+        for words in (*summary.gross.problems, *_notes(summary)):
             console.print(f"energy of {name}: {words}", markup=False, highlight=False, soft_wrap=True)
     unmetered = [each.device for each in run.devices if each.energy is None and each.jobs]
     if unmetered:
         console.print(f"no energy of the whole: {', '.join(unmetered)} has no meter", soft_wrap=True)
     console.print()
+
+
+def _notes(summary: EnergySummary) -> list[str]:
+    """What is unresolved in some of the jobs, and why a phase alone is not valid (docs/energy.md)."""
+    notes = [f"in some of its jobs {note}" for note in summary.gross.notes]
+    return notes + [
+        f"{phase} alone: {problem}"
+        for phase, energy in summary.phases.items()
+        for problem in energy.problems
+        if problem not in summary.gross.problems
+    ]
 
 
 _SUMMARY_HEADS = ["Device", "Meter", "Gross", "Net", "At rest", "Mean", "Samples", "Longest gap", "Verdict"]

@@ -97,7 +97,8 @@ class PlainWatcher:
             self._view.run_started(run_id, plan, rounds)
             clients = plan.get("clients", ())
             devices = {client["device"] for client in clients}
-            self._say(f"run {run_id}: {len(clients)} clients on {len(devices)} devices, {rounds} rounds")
+            count = "1 round" if rounds == 1 else f"{rounds} rounds"
+            self._say(f"run {run_id}: {len(clients)} clients on {len(devices)} devices, {count}")
             for client in clients:
                 if client["outcome"] == REFUSED:
                     reason = client.get("reason") or "no reason given"

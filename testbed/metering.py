@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from testbed.errors import DeviceError, MeterError, UsageError
 from testbed.inventory import MeterChoice
-from testbed.meters import BOARD, POINTS, Accuracy, Meter, make, meter_class
+from testbed.meters import BOARD, POINTS, Accuracy, Meter, check, make, meter_class
 from testbed.meters._sampler import described
 from testbed.node.meter_stream import PROGRAM, Streams
 from testbed.node.metering import open_meter
@@ -403,6 +403,7 @@ def choice_from(text: str, device: Device) -> MeterChoice:
         raise UsageError(f'"{text}": point: expected one of {", ".join(POINTS)}, got "{point}"')
     if isinstance(settings.get("file"), str):
         settings["file"] = str(Path(settings["file"]).expanduser().absolute())
+    check(name, settings)
     make(name, settings)
     return MeterChoice(name, settings, point)
 

@@ -90,7 +90,9 @@ def _need(prepared: Prepared, client: ClientPlan, name: str) -> str:
         return bytes_text(sum(client.parts[name].values()))
     known = client.parts if name in client.parts else _parts_of_largest(prepared, client)
     needed = sum(known[name].values()) if name in known else None
-    return "refused" if needed is None else f"refused: {bytes_text(needed)}"
+    if client.planned or needed is None:
+        return DASH if needed is None or needed <= client.budget_bytes else f"no: {bytes_text(needed)}"
+    return bytes_text(needed) + ("" if needed <= client.budget_bytes else ", too much")
 
 
 def _parts_of_largest(prepared: Prepared, client: ClientPlan) -> Mapping[str, Mapping[str, int]]:

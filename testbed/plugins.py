@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import math
 import pkgutil
 import types
 import typing
@@ -29,6 +30,17 @@ DEVICES_PACKAGE = "testbed.devices"
 def all_methods() -> dict[str, type[Method]]:
     """Every method by its name; raises ConfigError for a plug-in that is broken."""
     return {name: method_in(module) for name, module in sorted(_method_modules().items())}
+
+
+def sound_methods() -> tuple[dict[str, type[Method]], list[ConfigError]]:
+    """Every method that can be had, and what is wrong with the others: one broken file does not hide the rest."""
+    found, broken = {}, []
+    for name, module in sorted(_method_modules().items()):
+        try:
+            found[name] = method_in(module)
+        except ConfigError as error:  # noqa: PERF203
+            broken.append(error)
+    return found, broken
 
 
 def find_method(name: str) -> type[Method]:
@@ -161,7 +173,7 @@ def _value(text: str, kind: Any) -> Any:
         return tuple(_value(part.strip(), options[0]) for part in text.split(",") if part.strip())
     if _is_union(kind):
         return _first_that_fits(text, options)
-    readers: dict[Any, Callable[[str], Any]] = {type(None): _none, bool: _bool, int: int, float: float, str: str}
+    readers: dict[Any, Callable[[str], Any]] = {type(None): _none, bool: _bool, int: int, float: _float, str: str}
     if kind not in readers:
         raise ValueError(text)
     return readers[kind](text)
@@ -191,6 +203,12 @@ def _first_that_fits(text: str, kinds: Iterable[Any]) -> Any:
 def _none(text: str) -> None:
     if text.lower() != "none":
         raise ValueError(text)
+
+
+def _float(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
 def _bool(text: str) -> bool:

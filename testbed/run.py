@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -12,6 +13,21 @@ from testbed.method import RESIDENT, Client, Submodel
 PLANNED = "planned"
 #: MLPerf and others want a minute at rest on either side of what is measured.
 IDLE_SECONDS = 60.0
+
+
+#: Of what decides a run: the least that it may be, in words too.
+_LEAST: dict[str, tuple[float, str]] = {
+    **dict.fromkeys(
+        ("rounds", "steps", "batch_size", "length", "evaluate_every", "min_participants"), (1, "at least 1")
+    ),
+    **dict.fromkeys(
+        (
+            "learning_rate", "final_learning_rate", "job_timeout_seconds", "reconnect_seconds", "idle_seconds",
+            "cool_seconds", "warm_up",
+        ),
+        (0, "0 or more"),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,12 +65,13 @@ class RunConfig:
     power_cycle: bool = False  # a device that hangs is switched off and on, once a job
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "steps", "batch_size", "length", "evaluate_every", "min_participants"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name.replace('_', '-')}={getattr(self, name)}: expected at least 1")
-        for name in ("idle_seconds", "cool_seconds", "warm_up"):
-            if (getattr(self, name) or 0) < 0:
-                raise UsageError(f"{name.replace('_', '-')}={getattr(self, name)}: expected 0 or more")
+        for name, (least, words) in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:  # so that no number is refused too
+                raise UsageError(f"{name.replace('_', '-')}={value}: expected {words}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{name.replace('_', '-')}={value}: expected a number")
         if self.participants <= 0:
             raise UsageError(f"participants={self.participants}: expected a fraction up to 1, or a count above 1")
         if self.schedule not in {"cosine", "constant"}:

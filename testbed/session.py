@@ -34,6 +34,7 @@ from testbed.rounds import Run, federate
 from testbed.run import Plan, RunConfig
 from testbed.run_record import FAILED, FINISHED, INTERRUPTED, RUNNING
 from testbed.store import RunFolder, new_run_id
+from testbed.switching import power_switch
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -69,22 +70,17 @@ def start(
         raise UsageError("--json goes with --dry-run; for the results use `testbed report RUN --json`")
     if repeats < 1:
         raise UsageError(f"--repeats {repeats}: expected at least 1")
-    if metrics is not None:
-        from testbed.exporter.serving import parse_address
-
-        parse_address(metrics)  # before anything takes its time
     console = Console()
-    prepared = [settled(method, **options) for method in methods]
-    if as_json:
-        plans = [plan_as_json(each) for each in prepared]
-        print(json.dumps(plans if len(plans) > 1 else plans[0], indent=2))
-        return
-    for each in prepared:
-        console.print(plan_table(each))
-    if dry_run:
-        return
-    with _serving(metrics, console) as served:
-        _run_blocks(prepared, repeats, runs_dir, console, served)
+    with _serving(None if dry_run else metrics, console) as served:  # before anything takes its time
+        prepared = [settled(method, **options) for method in methods]
+        if as_json:
+            plans = [plan_as_json(each) for each in prepared]
+            print(json.dumps(plans if len(plans) > 1 else plans[0], indent=2))
+            return
+        for each in prepared:
+            console.print(plan_table(each))
+        if not dry_run:
+            _run_blocks(prepared, repeats, runs_dir, console, served)
 
 
 def _run_blocks(
@@ -125,6 +121,8 @@ def settled(
         **{name: value for name, value in options.items() if name in _CONFIG},
     )
     devices = load_inventory(inventory or default_inventory()).select(only)
+    if config.power_cycle and not any(power_switch(device) for device in devices):
+        raise UsageError("--power-cycle: no device of the inventory has a meter that is a switch (docs/meters.md)")
     try_meters_here(devices)
     return prepare(config, devices, lambda text: notes.print(text, style="dim"))
 

@@ -267,8 +267,11 @@ WRONG_USE = {
     "no such setting": (("--against", "shelly:hots=x"), 'no setting "hots"; did you mean "host"'),
     "no setting": (("--against", "shelly:plug-1"), 'expected NAME or NAME:KEY=VALUE,KEY=VALUE, got "plug-1"'),
     "no such point": (("--against", "shelly:host=x,point=desk"), "point: expected one of wall_ac"),
-    "itself": (("--against", "replay"), "no meter beside the reference; there is: none"),
-    "another one's": (("--against", "shelly:host=x", "--meter", "jtop"), "has no meter jtop; there is: replay"),
+    "itself": (("--against", "replay"), "has no meter beside replay: there is nothing to set against it"),
+    "another one's": (
+        ("--against", "shelly:host=x", "--meter", "jtop"),
+        "has no meter jtop beside the reference; it has replay",
+    ),
 }
 
 

@@ -75,9 +75,13 @@ def _chosen(device: Device, name: str | None, against: str) -> tuple[MeterChoice
     able = [choice for choice in device.meters if choice != reference]
     chosen = [choice for choice in able if name in {None, choice.name}]
     if not chosen:
-        there = ", ".join(choice.name for choice in able) or "none"
-        wanted = f"meter {name}" if name else "meter beside the reference"
-        raise UsageError(f"device {device.name} has no {wanted}; there is: {there} (meter: in the inventory)")
+        if not able:
+            raise UsageError(
+                f"device {device.name} has no meter beside {reference.name}: there is nothing to set against it; a "
+                "calibration needs two meters (meter: in the inventory)"
+            )
+        there = ", ".join(choice.name for choice in able)
+        raise UsageError(f"device {device.name} has no meter {name} beside the reference; it has {there}")
     return reference, chosen[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ def command(device: str, inventory: Path | None, seconds: float | None, as_json:
     """
     from testbed.metering import Tally, Watch
 
+    if seconds is not None and not math.isfinite(seconds):
+        raise click.UsageError(f"--seconds {seconds}: expected a number")
     with Watch(one_device(inventory, device)) as watch:
         tallies = [Tally(meter) for meter in watch.meters]
         begun = time.monotonic()

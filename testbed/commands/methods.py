@@ -26,17 +26,20 @@ _SETTING = re.compile(r"^(\w+) {2,}(\S.*)$")
 @click.command("methods")
 @click.argument("name", required=False)
 @json_option
-def command(name: str | None, as_json: bool) -> None:
+def command(name: str | None, as_json: bool) -> int:
     """List the methods that run-method knows, as the field groups them; with NAME, one of them with its settings."""
-    from testbed.plugins import all_methods, find_method
+    from testbed.plugins import find_method, sound_methods
 
-    found = all_methods() if name is None else {name: find_method(name)}
+    found, broken = sound_methods() if name is None else ({name: find_method(name)}, [])
     if as_json:
         click.echo(json.dumps([_as_json(each, kind) for each, kind in found.items()], indent=2, ensure_ascii=False))
     elif name is None:
         _print_list(found)
     else:
         _print_one(name, found[name])
+    for error in broken:
+        click.echo(f"testbed: {error}", err=True)
+    return int(bool(broken))
 
 
 def _as_json(name: str, method: Kind) -> dict[str, Any]:

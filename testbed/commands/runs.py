@@ -14,6 +14,7 @@ from testbed.commands._options import runs_option
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from testbed.report_tables import Columns
     from testbed.run_index import RunRow
 
 
@@ -37,24 +38,23 @@ def command(as_json: bool, rebuild: bool, runs_dir: Path) -> None:
 
 
 def _print(rows: Sequence[RunRow]) -> None:
+    import sys
+
     from rich.console import Console
-    from rich.text import Text
 
+    from testbed.commands._table import PIPED_COLUMNS
     from testbed.quantities import number_text
-    from testbed.report_tables import plain_table
+    from testbed.report_tables import print_fitting
 
-    table = plain_table(("Run", "State", "Rounds", "Accuracy", "Loss", "Data", "Model", "Seed", "Started (UTC)"))
-    for row in rows:
-        cells = (
-            row.run,
-            row.state,
-            f"{row.rounds_done}/{row.rounds}" if row.rounds is not None else str(row.rounds_done),
-            number_text(row.accuracy),
-            number_text(row.loss),
-            row.data or "",
-            row.model or "",
-            "" if row.seed is None else str(row.seed),
-            (row.started or "").replace("T", " ").removesuffix("+00:00"),
-        )
-        table.add_row(*map(Text, cells))
-    Console().print(table)
+    columns: Columns = {
+        "Run": lambda row: row.run,
+        "State": lambda row: row.state,
+        "Rounds": lambda row: str(row.rounds_done) if row.rounds is None else f"{row.rounds_done}/{row.rounds}",
+        "Accuracy": lambda row: number_text(row.accuracy),
+        "Loss": lambda row: number_text(row.loss),
+        "Data": lambda row: row.data or "",
+        "Model": lambda row: row.model or "",
+        "Seed": lambda row: "" if row.seed is None else str(row.seed),
+        "Started (UTC)": lambda row: (row.started or "").replace("T", " ").removesuffix("+00:00"),
+    }
+    print_fitting(columns, rows, Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS))

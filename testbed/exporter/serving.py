@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import socketserver
@@ -56,7 +57,7 @@ def parse_address(text: str | int) -> tuple[str, int]:
     host, colon, port = str(text).rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if colon else LOOPBACK
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"expected an address such as 9101, 127.0.0.1:9101 or [::1]:9101, got {str(text)!r}")
+        raise UsageError(f"metrics: expected an address such as 9101, 127.0.0.1:9101 or [::1]:9101, got {str(text)!r}")
     return host, int(port)
 
 
@@ -110,8 +111,9 @@ def _bound(host: str, port: int) -> _Server:
         server: _Server = kind(place[:2], _Quiet)
     except OSError as error:
         where = join_address(host, port)
+        other = "port, or 0 for a free one" if error.errno == errno.EADDRINUSE else "address of this machine"
         raise UsageError(
-            f"metrics cannot be served at {where}: {error.strerror or error}; choose another port, or 0 for a free one"
+            f"metrics cannot be served at {where}: {error.strerror or error}; choose another {other}"
         ) from error
     return server
 

@@ -30,10 +30,10 @@ __all__ = [
     "Meter",
     "MeterError",
     "Reading",
+    "check",
     "make",
     "meter_class",
     "names",
-    "setting_names",
 ]
 
 #: Who reads a meter: the agent on the device, or the controller.
@@ -149,23 +149,44 @@ def make(name: str, settings: Mapping[str, Any]) -> Meter:
     kind = meter_class(name)
     try:
         return kind(**settings)
-    except (TypeError, ValueError) as error:
-        raise UsageError(_wrong_settings(name, kind, settings) or f"meter {name}: {error}") from None
+    except TypeError as error:
+        check(name, settings)
+        raise UsageError(f"meter {name}: {error}") from None
+    except ValueError as error:
+        raise UsageError(f"meter {name}: {error}") from None
 
 
-def setting_names(kind: type[Meter]) -> list[str]:
-    """What a meter can be told, in the order of its constructor."""
+def check(name: str, settings: Mapping[str, Any]) -> None:
+    """Raises UsageError for a setting that the meter has not, that it needs, or that is of another type."""
     import inspect
 
-    return [name for name in inspect.signature(kind).parameters if name not in {"args", "kwargs"}]
+    parameters = inspect.signature(meter_class(name), eval_str=True).parameters
+    for key, value in settings.items():
+        if key not in parameters:
+            raise UsageError(f'meter {name} has no setting "{key}"; {_did_you_mean(key, list(parameters))}')
+        if not _fits(value, parameters[key].annotation):
+            expected = " or ".join(_WORDS.get(kind, str(kind)) for kind in _kinds(parameters[key].annotation))
+            raise UsageError(f"meter {name}: {key}: expected {expected}, got {value!r}")
+    lacking = [key for key, each in parameters.items() if each.default is each.empty and key not in settings]
+    if lacking:
+        line = ", ".join(f"{key}: …" for key in lacking)
+        raise UsageError(f"meter {name} needs {' and '.join(lacking)}; write: meter: {{{name}: {{{line}}}}}")
 
 
-def _wrong_settings(name: str, kind: type[Meter], settings: Mapping[str, Any]) -> str | None:
-    known = setting_names(kind)
-    for key in settings:
-        if key not in known:
-            return f'meter {name} has no setting "{key}"; {_did_you_mean(key, known)}'
-    return None
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "nothing"}
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    return getattr(annotation, "__args__", None) or (annotation,)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    kinds = _kinds(annotation)
+    if not all(kind in _WORDS for kind in kinds):
+        return True  # of a kind that the meter itself looks at
+    if float in kinds and type(value) is int:
+        return True
+    return type(value) in kinds
 
 
 def _did_you_mean(wrong: str, known: Sequence[str]) -> str:

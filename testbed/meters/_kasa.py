@@ -83,7 +83,7 @@ class KasaPlug(Meter):
         except ImportError:
             raise MeterError(
                 f"{self._who}: it is read with python-kasa, which is not installed (its licence is GPL-3.0-or-later); "
-                f'install it with: pip install "edge-testbed[kasa]"'
+                f"install it with: pip install python-kasa"
             ) from None
         self._failure = kasa.KasaException
         if self._loop is None:

@@ -5,7 +5,7 @@
       jtop: {python: /usr/bin/python3}      # one that has jetson-stats, instead of the node's own
 
 It needs the service (sudo pip install jetson-stats), a user in the group `jtop`, and the client of the same major and
-minor version: in the node's environment (pip install "edge-testbed[jtop]"), or in the Python of the system, where the
+minor version: in the node's environment (pip install jetson-stats), or in the Python of the system, where the
 service has it from.  jetson-stats is under the AGPL and no part of the testbed.  `ina3221` reads the same sensors
 without any of this, far more often and with less disturbance: the service reads everything of the board at every
 pass, which was seen to cost about 1 W on a Nano (https://github.com/rbonghi/jetson_stats/issues/73), and it was seen
@@ -111,7 +111,7 @@ class JtopMeter(Meter):
             self.close()
         raise MeterError(
             f"the client of jtop.service is not installed for {' or '.join(self._pythons)} ({lacking}); "
-            f'pip install "edge-testbed[jtop]" there, or name a Python that has jetson-stats: python: /usr/bin/python3'
+            f"pip install jetson-stats there, or name a Python that has jetson-stats: python: /usr/bin/python3"
         )
 
     def _describe(self, said: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@
       kasa: {host: 192.0.2.9}
       kasa: {host: 192.0.2.9, outlet: 2}        # of a strip, counted from 0
 
-Through python-kasa, which is installed with `pip install "edge-testbed[kasa]"` (GPL-3.0-or-later), by the protocol of
+Through python-kasa, which is installed with `pip install python-kasa` (GPL-3.0-or-later), by the protocol of
 TCP port 9999.  A Kasa plug that asks for an account is read with the meter `tapo`.
 
 Accuracy: unverified.  No figure of the vendor is known to us; 5 % is what plugs of the cheap class are tested to

@@ -3,7 +3,7 @@
     meter:
       tapo: {host: 192.0.2.10, user_env: TAPO_USER, password_env: TAPO_PASSWORD}
 
-Through python-kasa, which is installed with `pip install "edge-testbed[kasa]"` (GPL-3.0-or-later).  The controller
+Through python-kasa, which is installed with `pip install python-kasa` (GPL-3.0-or-later).  The controller
 reads it.  The account is that of the vendor's app; its name and password are in environment variables, never in the
 file.  The plug is found by a question to UDP ports 9999 and 20002, which a firewall between must let through.
 

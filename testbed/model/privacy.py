@@ -89,7 +89,7 @@ def epsilon(noise: float, clients: int, participants: int, rounds: int, delta: f
         from dp_accounting.rdp import RdpAccountant
     except ImportError:
         raise UsageError(
-            "a noise above 0 needs the accountant of differential privacy: pip install 'edge-testbed[privacy]'"
+            "a noise above 0 needs the accountant of differential privacy: pip install dp-accounting"
         ) from None
     step = GaussianDpEvent(noise / 2)
     drawn = step if participants >= clients else SampledWithoutReplacementDpEvent(clients, participants, step)

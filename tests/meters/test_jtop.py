@@ -234,7 +234,7 @@ def test_what_the_client_cannot_do_is_said_with_the_way_out(python, opened, erro
 
 def test_a_python_without_jetson_stats_is_told_what_to_install(python, opened):
     with pytest.raises(
-        MeterError, match=r"not installed for .*python \(No module named 'jtop'\); pip install \"edge-te"
+        MeterError, match=r"not installed for .*python \(No module named 'jtop'\); pip install jetson-stats"
     ):
         opened(python=python(None))
 

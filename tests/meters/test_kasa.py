@@ -88,5 +88,5 @@ def test_a_tapo_plug_wants_its_account(plug, monkeypatch):
 def test_without_the_library_it_is_said_how_to_get_it(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "kasa", None)
     more = {"user_env": "U", "password_env": "P"} if name == "tapo" else {}
-    with pytest.raises(MeterError, match=r'GPL-3.0-or-later.*pip install "edge-testbed\[kasa\]"'):
+    with pytest.raises(MeterError, match=r"GPL-3.0-or-later.*pip install python-kasa"):
         make(name, {"host": "127.0.0.1", **more}).open()

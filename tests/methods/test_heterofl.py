@@ -160,7 +160,7 @@ def test_the_width_travels_with_the_job(tmp_path):
 
 def test_the_plan_shows_every_width_below_the_whole(tmp_path):
     run = with_widths(run_of(HeteroFL(), tmp_path, clients=1), 0.125)
-    run.promises = ()
+    run.promises, run.inventory = (), ()
     shown = Console(width=200, file=io.StringIO())
     shown.print(plan_table(run))
     assert "4 of 4, width 1/8" in shown.file.getvalue()
