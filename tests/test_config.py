@@ -352,7 +352,9 @@ def test_a_board_has_its_own_sensors_or_the_meters_that_the_inventory_names(kind
         ("ina3212", 'devices.board.meter.ina3212: there is no meter "ina3212"; did you mean "ina3221"'),
         ("{shelly: {hots: plug}}", 'meter shelly has no setting "hots"; did you mean "host"'),
         ("{shelly: {host: plug, point: wall}}", "devices.board.meter.shelly.point: expected one of wall_ac, dc_input"),
-        ("{shelly: {}}", "devices.board.meter.shelly: meter shelly"),
+        ("{shelly: {}}", "meter shelly needs host; write: meter: {shelly: {host: …}}"),
+        ("{shelly: {host: plug, channel: two}}", "meter shelly: channel: expected a whole number, got 'two'"),
+        ("{shelly: plug}", "devices.board.meter: expected the name of a meter such as ina3221, a mapping"),
     ],
 )
 def test_a_wrong_meter_is_told_with_its_place_and_the_right_word(meter, message, tmp_path):

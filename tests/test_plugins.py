@@ -109,6 +109,14 @@ def test_a_broken_plugin_is_one_clear_message(case, lab):
     assert plugins.find_method("mine").__name__ == "Mine", "the others are still found"
 
 
+def test_a_list_has_the_sound_ones_and_says_what_is_wrong_with_the_others(lab):
+    lab("bad", "import nothing_of_that_name")
+    found, broken = plugins.sound_methods()
+    assert {"mine", "lora"} <= set(found)
+    assert "bad" not in found
+    assert [str(error).partition(": expected")[0].rpartition("/")[2] for error in broken] == ["bad.py"]
+
+
 def test_two_packages_may_not_offer_the_same_name(lab):
     lab("lora", MINE)
     with pytest.raises(ConfigError, match=r'two packages offer a method "lora": lab_methods\.lora and m'):
