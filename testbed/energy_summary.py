@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from testbed.energy import Energy, Idle, across, added, gross, idle_power, net, with_conditions
+from testbed.measurement import Measurement, PowerTrace
 
 if TYPE_CHECKING:
     from testbed.job import Result
-    from testbed.measurement import PhaseMeasurement, PowerTrace
     from testbed.store import RunFolder
 
 #: A phase in which a node waits for a job to come.
@@ -84,26 +84,81 @@ def _work(results: Iterable[Result], meter: str, *, phase: str | None = None, ra
     """Of jobs, by one meter: of one phase or of all, of one rail or of the whole."""
     parts = [
         gross(trace, windows, rail)
-        for result in results
-        if (trace := _trace(result, meter)) is not None
-        and (windows := _windows(result.measurement.phases, phase))
-        and (rail is None or rail in trace.rails)
+        for stretch in _stretches(results, meter)
+        if (rail is None or rail in stretch[0][1].rails)
+        and (windows := [window for job, _ in stretch for window in _windows(job, phase)])
+        for trace in [_joined(stretch)]
     ]
-    return added(parts)
+    return added(parts) if parts else replace(_NOTHING, meter=meter)
+
+
+_NOTHING = Energy(joules=None, seconds=0.0, problems=("no job had such a phase",))
+#: A node whose clock stands so much farther from the controller's than before was restarted.
+_RESTARTED_SECONDS = 5.0
+
+_Job = tuple[Measurement, PowerTrace]
+
+
+def _stretches(results: Iterable[Result], meter: str) -> list[list[_Job]]:
+    """The jobs with their samples, in their order, apart where what is known of the meter or the clock is another."""
+    jobs = [
+        (result.measurement, trace) for result in results if (trace := _trace(result, meter)) is not None and trace.rows
+    ]
+    stretches: list[list[_Job]] = []
+    for job in sorted(jobs, key=lambda job: (job[0].begun_unix_seconds or 0.0, job[0].begun_monotonic_seconds or 0.0)):
+        if stretches and _continues(stretches[-1][-1], job):
+            stretches[-1].append(job)
+        else:
+            stretches.append([job])
+    return stretches
+
+
+def _continues(before: _Job, after: _Job) -> bool:
+    known = [replace(trace, rows=(), timing_seconds=0.0) for _, trace in (before, after)]
+    same_width = len(before[1].rows[0]) == len(after[1].rows[0])
+    moved = _clock_offset(after[0]) - _clock_offset(before[0])
+    later = (after[0].begun_monotonic_seconds or 0.0) >= (before[0].begun_monotonic_seconds or 0.0)
+    return known[0] == known[1] and same_width and later and abs(moved) < _RESTARTED_SECONDS
+
+
+def _clock_offset(job: Measurement) -> float:
+    return (job.begun_unix_seconds or 0.0) - (job.begun_monotonic_seconds or 0.0)
+
+
+def _joined(jobs: Sequence[_Job]) -> PowerTrace:
+    """One trace on the node's own clock: few samples in each of many jobs are many of them all.
+
+    What rows tell by how far it has moved or grown goes on from job to job; between two jobs nothing is claimed.
+    """
+    first = 2 + len(jobs[0][1].rails)
+    rows: list[tuple[float, ...]] = []
+    for job, trace in jobs:
+        begun = job.begun_monotonic_seconds or 0.0
+        base = rows[-1] if rows else (0.0,) * len(trace.rows[0])
+        for row in trace.rows:
+            seconds = row[0] + begun
+            if rows and seconds <= rows[-1][0]:
+                continue  # the sample before a job may be the one after the last
+            grown = (value + then for value, then in zip(row[first:], base[first:], strict=True))
+            rows.append((seconds, row[1] + base[1], *row[2:first], *grown))
+    timing = max(trace.timing_seconds for _, trace in jobs)
+    return replace(jobs[0][1], rows=tuple(rows), timing_seconds=timing)
 
 
 def _trace(result: Result, meter: str) -> PowerTrace | None:
     return next((trace for trace in result.measurement.power if trace.meter == meter), None)
 
 
-def _windows(phases: Iterable[PhaseMeasurement], name: str | None = None) -> list[tuple[float, float]]:
-    """When a job's phases were, seconds after its first byte; None: all but waiting."""
+def _windows(job: Measurement, name: str | None = None) -> list[tuple[float, float]]:
+    """When a job's phases were, on the node's clock; None: all but waiting."""
+    begun = job.begun_monotonic_seconds or 0.0
     windows: list[tuple[float, float]] = []
-    for phase in phases:
+    for phase in job.phases:
         if phase.begun_seconds is None or phase.name == _WAITING or name not in (None, phase.name):
             continue
-        begin = max(phase.begun_seconds, windows[-1][1] if windows else phase.begun_seconds)  # rounded apart
-        windows.append((begin, max(begin, phase.begun_seconds + phase.seconds)))
+        begin = begun + phase.begun_seconds
+        begin = max(begin, windows[-1][1] if windows else begin)  # rounded apart
+        windows.append((begin, max(begin, begun + phase.begun_seconds + phase.seconds)))
     return windows
 
 
@@ -126,6 +181,6 @@ def _idle(rests: Sequence[Result], meter: str) -> Idle | None:
 
 
 def _rested(rests: Sequence[Result], meter: str) -> Energy | None:
-    if not any(_trace(rest, meter) and _windows(rest.measurement.phases, _IDLE_WINDOW) for rest in rests):
+    if not any(_trace(rest, meter) and _windows(rest.measurement, _IDLE_WINDOW) for rest in rests):
         return None
     return _work(rests, meter, phase=_IDLE_WINDOW)

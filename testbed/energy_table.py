@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from testbed.report import RunSummary
 
 _DIGITS = 3
+_ALL = "all"
 
 
 def energy_text(energy: Energy | None) -> str:
@@ -56,28 +57,30 @@ def print_energy(run: RunSummary, console: Console) -> None:
     rows: list[tuple[str, EnergySummary]] = [(each.device, each.energy) for each in metered if each.energy is not None]
     _print(console, _SUMMARY_HEADS, [_summary_cells(name, summary) for name, summary in rows])
     if run.energy is not None:
-        rows.append(("all", run.energy))
+        rows.append((_ALL, run.energy))
     phases = list(dict.fromkeys(name for _, summary in rows for name in summary.phases))
     cells = [[name, *(energy_text(summary.phases.get(phase)) for phase in phases)] for name, summary in rows]
     _print(console, ["Energy by phase", *phases], cells)
     for name, summary in rows:
-        for words in (*summary.gross.problems, *_notes(summary)):
+        for words in (*summary.gross.problems, *(summary.gross.notes if name != _ALL else ())):
             console.print(f"energy of {name}: {words}", markup=False, highlight=False, soft_wrap=True)
+    for phase, names in _not_valid(rows).items():
+        console.print(f"energy of {phase}: {names}", markup=False, highlight=False, soft_wrap=True)
     unmetered = [each.device for each in run.devices if each.energy is None and each.jobs]
     if unmetered:
         console.print(f"no energy of the whole: {', '.join(unmetered)} has no meter", soft_wrap=True)
     console.print()
 
 
-def _notes(summary: EnergySummary) -> list[str]:
-    """What is unresolved in some of the jobs, and why a phase alone is not valid (docs/energy.md)."""
-    notes = [f"in some of its jobs {note}" for note in summary.gross.notes]
-    return notes + [
-        f"{phase} alone: {problem}"
-        for phase, energy in summary.phases.items()
-        for problem in energy.problems
-        if problem not in summary.gross.problems
-    ]
+def _not_valid(rows: Sequence[tuple[str, EnergySummary]]) -> dict[str, str]:
+    """By phase: why it is not valid, of the devices where it is not though the whole is."""
+    found: dict[str, list[str]] = {}
+    for name, summary in rows:
+        for phase, energy in summary.phases.items():
+            problems = [problem for problem in energy.problems if problem not in summary.gross.problems]
+            if problems and name != _ALL and energy.joules is not None:
+                found.setdefault(phase, []).append(f"{name}: {problems[0]}")
+    return {phase: "; ".join(told) for phase, told in found.items()}
 
 
 _SUMMARY_HEADS = ["Device", "Meter", "Gross", "Net", "At rest", "Mean", "Samples", "Longest gap", "Verdict"]

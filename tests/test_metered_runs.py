@@ -18,7 +18,8 @@ from testbed.energy import gross
 from testbed.energy_summary import device_energy, run_energy
 from testbed.errors import MeterError
 from testbed.inventory import MeterChoice
-from testbed.job import FINISHED, OVER_BUDGET, REST, TIMED_OUT
+from testbed.job import FINISHED, OVER_BUDGET, REST, TIMED_OUT, Result
+from testbed.measurement import Measurement, PhaseMeasurement, PowerTrace
 from testbed.store import RunFolder
 from tests import drills
 from tests.drills import device, engine, job
@@ -226,6 +227,43 @@ def test_jobs_without_samples_make_a_devices_energy_invalid_and_no_meter_makes_n
     jobs = [each for each in folder.results() if each.job.startswith("job-")]
     assert "1 of 2 jobs brought no samples" in device_energy(folder, jobs, []).gross.problems
     assert device_energy(folder, [bare], []) is None
+
+
+def job_of(number, *, boot=0.0, seconds=0.4, watts=5.0):
+    """A job of `seconds` that began a second after the one before, with five samples; `boot`: when the clock was 0."""
+    begun = 100.0 + number
+    rows = tuple((0.1 * step - 0.05, 0.0, watts) for step in range(6))
+    trace = PowerTrace("hwmon", "dc_input", ("VIN",), ("VIN",), ((0.01, 0.0, 0.0, 0.0),), 0.1, rows)
+    measured = Measurement(
+        (PhaseMeasurement("train", seconds, begun_seconds=0.0),), seconds, power=(trace,),
+        begun_monotonic_seconds=begun - boot, begun_unix_seconds=1e9 + begun, clock_seconds=0.001,
+    )  # fmt: skip
+    return Result(f"job-{number}", 0, number, FINISHED, "board", measurement=measured)
+
+
+def stored(tmp_path, results):
+    folder = RunFolder.create(tmp_path / "runs", "run", record())
+    for result in results:
+        folder.record_result(result)
+    return folder, [each for each in folder.results() if each.job.startswith("job-")]
+
+
+def test_few_samples_in_each_of_many_jobs_are_many_of_them_all(tmp_path):
+    one = device_energy(*stored(tmp_path / "one", [job_of(0)]), []).gross
+    many = device_energy(*stored(tmp_path / "many", [job_of(number) for number in range(30)]), []).gross
+    assert not one.valid
+    assert any("at least 10 are needed" in problem for problem in one.problems)
+    assert many.valid
+    assert (many.samples, many.joules) == (120, pytest.approx(30 * 0.4 * 5.0))
+    assert many.longest_gap_seconds < 0.2
+
+
+def test_a_board_that_was_restarted_is_added_up_across_its_clocks(tmp_path):
+    """The second half counts from another zero, and would lie before the first."""
+    jobs = [job_of(number) for number in range(15)] + [job_of(number, boot=90.0) for number in range(15, 30)]
+    gross_energy = device_energy(*stored(tmp_path, jobs), []).gross
+    assert (gross_energy.samples, gross_energy.joules) == (120, pytest.approx(30 * 0.4 * 5.0))
+    assert gross_energy.valid
 
 
 # ── a board with an accelerator of its own kernel's making ───────────────────────────────────────────────────────────
