@@ -134,6 +134,7 @@ def test_the_agent_says_what_it_took_itself(tmp_path, metered):
     with engine(tmp_path, metered) as running:
         (result,) = run(running, rest(seconds=1.0))
     measured = result.measurement
+    assert not list(tmp_path.glob("nodes/board/spool/power*")), "what belongs to a job is in its result"
     assert 0 <= measured.agent_cpu_seconds < measured.seconds
     assert measured.agent_pss_bytes < 15 * drills.MIB
 

@@ -56,10 +56,12 @@ class Metering:
         self._too_hot = False
         self._cpu_seconds = 0.0
         self._samplers: list[Sampler] = []
+        self._logs: list[Path] = []
         try:
             for number, choice in enumerate(settings.get("meters") or ()):
                 meter = open_meter(choice)
-                log = PowerLog(folder / f"power-{number}.bin", columns(meter))
+                self._logs.append(folder / f"power-{number}.bin")
+                log = PowerLog(self._logs[-1], columns(meter))
                 self._samplers.append(Sampler(meter, log, settings.get("power_seconds")))
         except BaseException:
             self.close()
@@ -121,9 +123,11 @@ class Metering:
         }
 
     def close(self) -> None:
-        """End the samplers; their files stay with the spool, which is removed as a whole."""
+        """End the samplers, and remove their files: what belongs to a job is in its result."""
         for sampler in self._samplers:
             sampler.stop()
+        for path in self._logs:
+            path.unlink(missing_ok=True)
 
     def _sample(self) -> None:
         for sampler in self._samplers:
