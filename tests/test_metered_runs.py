@@ -13,13 +13,14 @@ from itertools import pairwise
 
 import pytest
 
+from testbed import calibrations
 from testbed.controller_meters import ControllerMeters, try_meters_here
 from testbed.energy import gross
 from testbed.energy_summary import device_energy, run_energy
 from testbed.errors import MeterError
 from testbed.inventory import MeterChoice
 from testbed.job import FINISHED, OVER_BUDGET, REST, TIMED_OUT, Result
-from testbed.measurement import Measurement, PhaseMeasurement, PowerTrace
+from testbed.measurement import Calibration, Measurement, PhaseMeasurement, PowerTrace
 from testbed.store import RunFolder
 from tests import drills
 from tests.drills import device, engine, job
@@ -173,6 +174,21 @@ def test_the_samples_of_a_plug_become_part_of_the_jobs_by_the_clocks_of_both(tmp
     (window,) = [phase for phase in result.measurement.phases if phase.name == "idle_window"]
     energy = gross(wall, [(window.begun_seconds, window.begun_seconds + window.seconds)])
     assert energy.joules == pytest.approx(7.5 * window.seconds, rel=0.01)
+
+
+def test_a_stored_calibration_counts_in_every_run_and_the_samples_stay_as_they_were(tmp_path, metered, monkeypatch):
+    monkeypatch.setenv("TESTBED_DATA", str(tmp_path / "data"))
+    fitted = Calibration(1.2, 0.5, 0.02, "shelly", "wall_ac", 0.01, 1.0, 9.0, 60)
+    calibrations.store(metered, "replay", fitted)
+    with ControllerMeters([metered], tmp_path / "meters") as meters, engine(tmp_path, metered) as running:
+        (received,) = run(running, rest(seconds=0.5))
+        folder, _ = stored(tmp_path, [meters.complete(received)])
+    (result,) = folder.rests()
+    (trace,) = folder.with_power(result).measurement.power
+    assert trace.calibration == fitted
+    assert {row[2] for row in trace.rows} == {5.0}
+    energy = gross(trace, [(0.1, 0.4)])
+    assert (energy.joules, energy.point) == (pytest.approx(0.3 * (1.2 * 5.0 + 0.5)), "wall_ac")
 
 
 def test_what_an_instrument_recorded_is_added_at_the_end_and_survives_in_the_folder(tmp_path, metered):

@@ -100,7 +100,7 @@ class Sampler:
             before = self._clock()
             try:
                 reading = self.meter.read()
-            except MeterError as error:
+            except (MeterError, OSError, ValueError) as error:  # a meter of somebody else's must not end the sampling
                 self.failures += 1
                 self.error = str(error)
                 return
