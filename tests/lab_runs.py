@@ -145,7 +145,7 @@ class Study:
             *where, "--inventory", inventory or self.inventory, "--model", folder / "model",
             "--data", folder / "data.jsonl", "--data-set", "text=body", "--data-set", "label=kind", "--length", "16",
             "--batch-size", "4", "--steps", "2", "--rounds", ROUNDS, "--evaluate-every", "2",
-            "--learning-rate", "0.02", "--idle-seconds", "1", *more,
+            "--learning-rate", "0.02", "--idle-seconds", "0.5", *more,
         ]  # fmt: skip
 
     def run(self, runs: str, *more: object, inventory: Path | None = None) -> Path:
