@@ -1,4 +1,4 @@
-"""What the intervals and verdicts of `testbed.energy` are worth: power whose energy is known, sampled and integrated.
+"""What the intervals and verdicts of an energy are worth: power whose energy is known, sampled and integrated.
 
     python benchmarks/energy_integration.py [--count 1000] [--seed 1] [--family NAME] [--errors uniform|normal]
 
@@ -35,13 +35,15 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from testbed.energy import ONE_LEVEL, SHORTEST_FEATURE, UNRESOLVED, Energy, gross
+from testbed.energy import UNRESOLVED, Energy
 from testbed.environment import describe_machine
 from testbed.errors import MeterError
 from testbed.measurement import PowerTrace
 from testbed.meters import Accuracy, Meter, Reading
 from testbed.meters._power_log import PowerLog
 from testbed.meters._sampler import Sampler, columns
+from testbed.power_integral import gross
+from testbed.power_terms import ONE_LEVEL, SHORTEST_FEATURE
 
 COVERED, MEDIAN_ERROR, CLAIM = 0.95, 0.005, 0.02
 BEGIN, WALL = 1000.0, 1_700_000_000.0  # of a window on the monotonic clock; the wall clock, more than that

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from testbed.energy import Energy, Idle, across, added, gross, idle_power, net, with_conditions
+from testbed.energy import Energy, Idle, across, added, idle_power, net, with_conditions
 from testbed.measurement import Measurement, PowerTrace
+from testbed.power_integral import gross
 
 if TYPE_CHECKING:
     from testbed.job import Result

@@ -9,19 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from testbed.energy import (
-    LEAST_SAMPLES,
-    UNRESOLVED,
-    Energy,
-    across,
-    added,
-    gross,
-    idle_power,
-    net,
-    with_conditions,
-)
+from testbed.energy import UNRESOLVED, Energy, across, added, idle_power, net, with_conditions
 from testbed.measurement import Calibration, Conditions, PowerTrace
 from testbed.meters import Accuracy
+from testbed.power_integral import LEAST_SAMPLES, gross
 
 PERFECT = Accuracy(0.0)
 INTERVAL = 0.1

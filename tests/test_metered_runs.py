@@ -15,12 +15,12 @@ import pytest
 
 from testbed import calibrations
 from testbed.controller_meters import ControllerMeters, try_meters_here
-from testbed.energy import gross
 from testbed.energy_summary import device_energy, run_energy
 from testbed.errors import MeterError
 from testbed.inventory import MeterChoice
 from testbed.job import FINISHED, OVER_BUDGET, REST, TIMED_OUT, Result
 from testbed.measurement import Calibration, Measurement, PhaseMeasurement, PowerTrace
+from testbed.power_integral import gross
 from testbed.store import RunFolder
 from tests import drills
 from tests.drills import device, engine, job

@@ -8,7 +8,7 @@
 
 Jitter keeps the samples from falling into step with what they measure: one sample at a random time around every tick of
 a grid.  A reading is stamped with the middle of the time that it took.  What is integrated here (`joules`) is for
-watching; a figure comes from the rows, by `testbed.energy`.
+watching; a figure comes from the rows, by `testbed.power_integral`.
 """
 
 from __future__ import annotations

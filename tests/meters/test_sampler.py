@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from testbed.energy import gross
 from testbed.errors import MeterError
 from testbed.measurement import PowerTrace
 from testbed.meters import Accuracy, Meter, Reading
 from testbed.meters._power_log import PowerLog
 from testbed.meters._sampler import Sampler, columns
+from testbed.power_integral import gross
 
 WALL = 1_700_000_000.0
 
