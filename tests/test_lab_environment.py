@@ -48,7 +48,7 @@ def test_a_run_in_an_environment_of_downloaded_wheels(lab, tmp_path):
     desk.process(
         "run-method", "fedpruner", "--inventory", lab.inventory, "--model", tmp_path / "model", "--data",
         tmp_path / "data.jsonl", "--data-set", "text=body", "--data-set", "label=kind", "--length", "16",
-        "--batch-size", "4", "--steps", "1", "--rounds", "1",
+        "--batch-size", "4", "--steps", "1", "--rounds", "1", "--idle-seconds", "0.5",
     )  # fmt: skip
     [folder] = (tmp_path / "runs").glob("fedpruner-*")
     assert outcomes_of(folder) == {(0, BOARD): FINISHED}

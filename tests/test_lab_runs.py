@@ -282,7 +282,8 @@ TRAVELLERS = (
 def test_a_round_of_methods_that_send_other_things_goes_through(study, method, pool):
     words = ["--rounds", 1, "--evaluate-every", 1, *(["--set", f"pool={pool}"] if method == "smartfed" else [])]
     if all_methods()[method].default_task == IMAGE_CLASSIFICATION:
-        study.desk.testbed("run-method", method, "--inventory", study.inventory, "--runs", study.desk.folder / method,
+        study.desk.testbed("run-method", method, "--inventory", study.inventory, "--idle-seconds", "0.5",
+                           "--runs", study.desk.folder / method,
                            "--steps", 2, *words)  # fmt: skip
     else:
         study.desk.testbed("run-method", method, *study.words(method, *words))
