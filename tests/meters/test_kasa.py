@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 
 import pytest
@@ -13,7 +15,9 @@ from tests.meters.plugs import KasaFirst
 
 @pytest.fixture
 def plug():
-    pytest.importorskip("kasa", reason="python-kasa is not installed (pip install python-kasa)")
+    if importlib.util.find_spec("kasa") is None:
+        lacking = "python-kasa is not installed (pip install python-kasa)"
+        pytest.fail(lacking, pytrace=False) if os.environ.get("CI") else pytest.skip(lacking)
     with KasaFirst() as plug:
         yield plug
 
