@@ -102,9 +102,9 @@ def _summary_cells(name: str, summary: EnergySummary) -> list[str]:
 
 
 def _verdict(energy: Energy) -> str:
-    if not energy.valid:
-        return "invalid"
-    return "valid, replayed" if energy.replayed else "valid"
+    """In a word, with what makes it weaker: few samples or seconds, or that nothing was measured."""
+    weaker = [word for word, holds in (("brief", energy.brief), ("replayed", energy.replayed)) if holds]
+    return ", ".join(["valid" if energy.valid else "invalid", *weaker])
 
 
 def _print(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
