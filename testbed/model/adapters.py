@@ -174,7 +174,7 @@ def export_peft(
     head = {name: tensor for name, tensor in tensors.items() if blocks.place(prefix, name)[0] is None}
     config = {
         "peft_type": "LORA",
-        "task_type": _TASK_TYPES[work.task],
+        "task_type": _task_type(work.task, head),
         "base_model_name_or_path": str(base.folder),
         "r": lora.rank,
         "lora_alpha": alpha,
@@ -190,6 +190,11 @@ def export_peft(
     stored = {f"base_model.model.{name}": tensor for name, tensor in {**factors, **head}.items()}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
     save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _task_type(task: str, head: Mapping[str, Tensor]) -> str | None:
+    """None for a classifier whose head came with the base: PEFT would look for a head of the adapter's own."""
+    return _TASK_TYPES[task] if task == CAUSAL_LM or head else None
 
 
 def _target_pattern(names: Iterable[str]) -> str:

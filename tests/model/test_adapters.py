@@ -65,6 +65,18 @@ def test_an_export_loads_with_peft_and_gives_the_same_logits(tmp_path, bare, arc
         torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_an_export_on_a_base_with_its_own_head_loads_with_peft(tmp_path, architecture):
+    model = tiny.make(architecture, SEQUENCE_CLASSIFICATION)
+    base = tiny.open_base(tiny.save(model, tmp_path / "model"), SEQUENCE_CLASSIFICATION)
+    assert not base.new_head(0)
+    lora = LoraShape(4, TARGETS[architecture])
+    tensors = trained_looking(lora_tensors(base.shape, lora, 0))
+    export_peft(tmp_path / "export", base, tensors, lora, ALPHA, 0.0, Workload(task=SEQUENCE_CLASSIFICATION))
+    ours = tiny.logits(mounted(base, lora, tensors).model)
+    torch.testing.assert_close(ours, tiny.logits(with_peft(base, tmp_path / "export")), rtol=1e-5, atol=1e-5)
+
+
 def with_peft(base, folder, dtype="float32"):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
