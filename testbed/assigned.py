@@ -12,6 +12,7 @@ from typing import Any
 
 from testbed.errors import StoreError, WireError
 from testbed.job import FAILED, OUTCOMES, Job, Result, TensorSpec
+from testbed.node.pace import Pace
 from testbed.node.spool import FileSink
 from testbed.node.tensors import read_tensor_header
 
@@ -67,6 +68,7 @@ class Assigned:
         self.bytes_down = 0
         self.bytes_up = 0
         self.sink: UpdateSink | None = None
+        self.pace = Pace.of(job.disturbances)  # None: as fast as the link takes it
         self._timeout = timeout_seconds
         self._content_path = content_path
 
@@ -82,6 +84,8 @@ class Assigned:
 
     def ended(self, device: str, outcome: str, error: str) -> Result:
         """A result that the controller has to give, because the agent did not."""
+        if self.job.disturbances:
+            error += f" (while it underwent, as the run declares: {', '.join(self.job.disturbances)})"
         return Result(self.job.id, self.job.client, self.job.round, outcome, device, self.job.kind, error)
 
 
@@ -127,8 +131,16 @@ def _result(data: Any, assigned: Assigned, device: str) -> Result:
         bytes_down=assigned.bytes_down,
         bytes_up=max(0, assigned.bytes_up - measuring),
         measurement_bytes=measuring,
+        disturbances=_with_link(result.measurement.disturbances, assigned.pace),
     )
     return replace(result, device=device, measurement=counted)
+
+
+def _with_link(undergone: dict[str, dict[str, Any]], pace: Pace | None) -> dict[str, dict[str, Any]]:
+    """With what the slow link has let pass on its way to the node: of that the node knows nothing."""
+    if pace is None or "slow_link" not in undergone:
+        return undergone
+    return {**undergone, "slow_link": {**undergone["slow_link"], **pace.told("down")}}
 
 
 def _check_update(result: Result, expected_hash: Any, sink: UpdateSink | None) -> None:

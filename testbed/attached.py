@@ -124,6 +124,7 @@ class AttachedNode:
             self._ping()
         try:
             if self.channel is not None:
+                self.channel.writer.pace = current.pace
                 current.bytes_down += self.channel.send(header, current.payload if payload else None)
         except (WireError, OSError) as error:
             self._end(current.ended(self.node.name, FAILED, str(error)))
@@ -161,6 +162,8 @@ class AttachedNode:
     def _end(self, result: Result, update: Path | None = None) -> None:
         if result.outcome == FAILED:
             self.node.forget()
+        if self.channel is not None:
+            self.channel.writer.pace = None
         self.current = None
         self.ended.append((result, update))
 
@@ -293,7 +296,8 @@ class AttachedNode:
             return self._next_attempt
         if self.channel is None or self.errand:
             return None
-        return min(at for at in (self._pulse.due, self._job_due()) if at is not None)
+        due = (self._pulse.due, self._job_due(), self.channel.writer.due)
+        return min(at for at in due if at is not None)
 
     def on_time(self) -> None:
         """Try again, ask whether the agent lives, cancel a job that takes too long: whatever is due."""

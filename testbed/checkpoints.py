@@ -56,7 +56,7 @@ def load(folder: Path) -> tuple[State, int, dict[str, Any]] | None:
     found = _newest_first(folder)
     for path in found:
         try:
-            return _read(path)
+            return read(path)
         except (OSError, StoreError, ValueError, KeyError, TypeError) as error:  # noqa: PERF203 -- two at most
             logger.warning("%s: damaged (%s); going back to the checkpoint before it", path, error)
     if found:
@@ -95,7 +95,8 @@ def _put_in_place(partial: Path, target: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _read(path: Path) -> tuple[State, int, dict[str, Any]]:
+def read(path: Path) -> tuple[State, int, dict[str, Any]]:
+    """One checkpoint's state, rounds done and extra; raises an error of many kinds when it is not what was written."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

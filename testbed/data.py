@@ -238,6 +238,15 @@ def _classes(spec: DataSpec, train: Sequence[Row], held_out: Sequence[Row]) -> t
 
 
 # ── tokens ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def examples_of(
+    spec: DataSpec, tokenizer: PreTrainedTokenizerFast, classes: Sequence[str], rows: Sequence[Row]
+) -> Iterator[Example | None]:
+    """The example of each row, as a run trains on it; None where there is nothing to learn within the length."""
+    label_of = {name: label for label, name in enumerate(classes)}
+    encode = _instruction_examples if spec.template else _text_examples
+    return encode(spec, tokenizer, rows, label_of)
+
+
 def _tokenised(
     spec: DataSpec,
     tokenizer: PreTrainedTokenizerFast,
@@ -246,11 +255,8 @@ def _tokenised(
     say: Callable[[str], None],
 ) -> tuple[tuple[Row, ...], tuple[Example, ...]]:
     """Rows that have something to learn, and their examples."""
-    label_of = {name: label for label, name in enumerate(classes)}
-    encode = _instruction_examples if spec.template else _text_examples
-    pairs = [
-        (row, example) for row, example in zip(rows, encode(spec, tokenizer, rows, label_of), strict=True) if example
-    ]
+    encoded = examples_of(spec, tokenizer, classes, rows)
+    pairs = [(row, example) for row, example in zip(rows, encoded, strict=True) if example]
     if not pairs:
         raise DataError(
             f"data {spec.name!r}: no text has a token to learn within length {spec.length}; raise the length"

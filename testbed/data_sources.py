@@ -92,6 +92,17 @@ def read_rows(spec: DataSpec, cache_dir: Path, say: Callable[[str], None]) -> tu
     return train, list(_rows(spec, spec.held_out, _read_file(spec.held_out)))
 
 
+def read_records(name: str, split: str, say: Callable[[str], None]) -> list[tuple[str, dict[str, Any]]]:
+    """The records of a file, or of a split of a data set on the hub, as they are, each with its place in words.
+
+    Raises DataError when there are none, or they cannot be read.
+    """
+    found = list(_hub_records(name, split, say) if name.startswith(HUB) else _read_file(name))
+    if not found:
+        raise DataError(f"data {name!r}: it holds no rows")
+    return found
+
+
 # ── docstrings ─────────────────────────────────────────────────────────────────────────────────────────────────────
 def _docstring_rows(spec: DataSpec, cache_dir: Path, say: Callable[[str], None]) -> tuple[list[Row], list[Row]]:
     if spec.columns or spec.template or spec.held_out is not None:

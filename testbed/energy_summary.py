@@ -48,10 +48,8 @@ def device_energy(folder: RunFolder, jobs: Sequence[Result], rests: Sequence[Res
     metered = [folder.with_power(result) for result in jobs if result.measurement.power]
     if not metered:
         return None
-    meter, *others = dict.fromkeys(trace.meter for result in metered for trace in result.measurement.power)
-    whole = with_conditions(_work(metered, meter), [each.measurement.conditions for each in (*metered, *rests)])
-    if lacking := len(jobs) - len(metered):
-        whole = replace(whole, problems=(*whole.problems, f"{lacking} of {len(jobs)} jobs brought no samples"))
+    meter, *others = _meters(metered)
+    whole = gross_energy(metered, len(jobs) - len(metered), rests)
     idle = _idle([folder.with_power(result) for result in rests], meter)
     return EnergySummary(
         gross=whole,
@@ -63,6 +61,28 @@ def device_energy(folder: RunFolder, jobs: Sequence[Result], rests: Sequence[Res
     )
 
 
+def gross_energy(metered: Sequence[Result], lacking: int = 0, rests: Sequence[Result] = ()) -> Energy:
+    """Of one device's jobs, with their samples read, by its first meter; `lacking` more brought no samples.
+
+    Raises ValueError when no job brought any.
+    """
+    whole = with_conditions(
+        _work(metered, _meters(metered)[0]), [each.measurement.conditions for each in (*metered, *rests)]
+    )
+    if not lacking:
+        return whole
+    jobs = len(metered) + lacking
+    return replace(whole, problems=(*whole.problems, f"{lacking} of {jobs} jobs brought no samples"))
+
+
+def _meters(metered: Sequence[Result]) -> list[str]:
+    """The meters of a device by name, its first one first."""
+    found = dict.fromkeys(trace.meter for result in metered for trace in result.measurement.power)
+    if not found:
+        raise ValueError("there is no job with power samples")
+    return list(found)
+
+
 def run_energy(devices: Mapping[str, EnergySummary | None]) -> EnergySummary | None:
     """Of all devices that had jobs; None where not each of them has a meter: a part is not the whole."""
     known = [each for each in devices.values() if each is not None]
@@ -71,13 +91,14 @@ def run_energy(devices: Mapping[str, EnergySummary | None]) -> EnergySummary | N
     nets = [each.net for each in known if each.net is not None]
     names = dict.fromkeys(name for each in known for name in each.phases)
     return EnergySummary(
-        gross=across(_of_device(each.gross, name) for name, each in devices.items() if each is not None),
+        gross=across(of_device(each.gross, name) for name, each in devices.items() if each is not None),
         net=across(nets) if len(nets) == len(known) else None,
         phases={name: across([each.phases[name] for each in known if name in each.phases]) for name in names},
     )
 
 
-def _of_device(energy: Energy, device: str) -> Energy:
+def of_device(energy: Energy, device: str) -> Energy:
+    """The same energy, whose problems name the device."""
     return replace(energy, problems=tuple(f"{device}: {problem}" for problem in energy.problems))
 
 

@@ -97,11 +97,11 @@ def _summary_cells(name: str, summary: EnergySummary) -> list[str]:
         DASH if gross.mean_watts is None else f"{gross.mean_watts:.2f} W",
         str(gross.samples),
         seconds_text(gross.longest_gap_seconds),
-        _verdict(gross),
+        verdict_text(gross),
     ]
 
 
-def _verdict(energy: Energy) -> str:
+def verdict_text(energy: Energy) -> str:
     """In a word, with what makes it weaker: few samples or seconds, or that nothing was measured."""
     weaker = [word for word, holds in (("brief", energy.brief), ("replayed", energy.replayed)) if holds]
     return ", ".join(["valid" if energy.valid else "invalid", *weaker])

@@ -275,7 +275,7 @@ class Engine:
         poll.register(self._errands, select.POLLIN)
         for line in self._lines.values():
             if (channel := line.attached.channel) is not None:
-                poll.register(channel, select.POLLIN | (select.POLLOUT if channel.writer else 0))
+                poll.register(channel, select.POLLIN | (select.POLLOUT if channel.writer.wants_to_send else 0))
                 by_fd[channel.fileno()] = line.attached
         for fd, happened in poll.poll(self._patience_ms()):
             if (attached := by_fd.get(fd)) is None:

@@ -3,38 +3,64 @@
 A cell's identity is the SHA-256 of its method with all settings, its run's configuration, its devices, and the content
 of model and data where these are files.  Neither the label nor the place of a file has a part in it: a cell that was
 run is found again whatever it is called now, and a changed setting makes another cell.
+
+Cells are run in blocks, one for each seed, so that whatever has been done so far can be compared.  Within a block their
+order is drawn, so that what drifts meanwhile (warmth, other work) does not fall on the same method every time.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from testbed.config import default_inventory, load_inventory
-from testbed.data_sources import HUB, SUFFIXES
+from testbed import disturbances
 from testbed.durable import plain
 from testbed.errors import ConfigError, UsageError
-from testbed.experiment_file import DEFAULT, DataEntry, ExperimentFile, MethodEntry
+from testbed.experiment_choices import (
+    Choice,
+    asked_for,
+    data_choice,
+    inventory_choice,
+    model_choice,
+    varied_options,
+)
+from testbed.experiment_file import ExperimentFile, MethodEntry, ProtocolEntry
 from testbed.inventory import Inventory
-from testbed.options import HELD_OUT_LIMIT, partition_settings
+from testbed.options import partition_settings, until_amount
 from testbed.package_data import data_folder
 from testbed.plugins import make_method
-from testbed.run import RunConfig
+from testbed.run import ACCURACY, RunConfig
 from testbed.spelling import did_you_mean
-from testbed.yaml_file import FileModel, complaint, read_file
+from testbed.yaml_file import FileModel, read_file
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+#: What a run without the disturbances of a robustness protocol is called.
+CLEAN = "clean"
 
-#: Files of a model's folder that a run reads.
-_MODEL_SUFFIXES = frozenset({".json", ".safetensors"})
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the methods are judged.  Empty: by where they stand after their last round.
+
+    budgets       what a run may spend, in base units: "seconds", "joules", "bytes"
+    target        the accuracy that a run is to reach
+    disturbances  name → what every run is done under once more
+    """
+
+    budgets: Mapping[str, float] = field(default_factory=dict)
+    target: float | None = None
+    disturbances: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def until(self) -> dict[str, float]:
+        """What ends a run early."""
+        return {**self.budgets, **({} if self.target is None else {ACCURACY: self.target})}
 
 
 @dataclass(frozen=True)
@@ -45,7 +71,8 @@ class Cell:
     config: RunConfig
     inventory: Inventory
     identity: str  # SHA-256
-    circumstances: tuple[str, ...] = ()  # inventory, model and data by their names, where the file has several
+    circumstances: tuple[str, ...] = ()  # inventory, model, data, options and disturbance, where the file has several
+    disturbance: str | None = None  # by name, or CLEAN: the last of the circumstances; None: the experiment knows none
 
     @property
     def seed(self) -> int:
@@ -63,11 +90,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The cells, in the order in which they are run."""
+    """The cells, in the order of the file."""
 
     name: str
     path: Path
     cells: tuple[Cell, ...]
+    reference: str = ""  # the label that the others are compared with
+    order_seed: int = 0
+    protocol: Protocol = field(default_factory=Protocol)
+
+    @property
+    def drawn(self) -> tuple[Cell, ...]:
+        """The cells in the order in which they are run: seed by seed, and within one as it was drawn."""
+        seeds = dict.fromkeys(cell.seed for cell in self.cells)
+        return tuple(cell for seed in seeds for cell in _block(self.cells, self.order_seed, seed))
 
     def only(self, labels: Sequence[str]) -> Experiment:
         """The cells of these labels, all where there are none; raises UsageError for a label that no cell has."""
@@ -75,7 +111,9 @@ class Experiment:
         for label in labels:
             if label not in known:
                 raise UsageError(f'{self.path}: there is no label "{label}"; {did_you_mean(label, known)}')
-        return replace(self, cells=tuple(cell for cell in self.cells if not labels or cell.label in labels))
+        cells = tuple(cell for cell in self.cells if not labels or cell.label in labels)
+        reference = self.reference if not labels or self.reference in labels else cells[0].label
+        return replace(self, cells=cells, reference=reference)
 
 
 def load_experiment(name: Path) -> Experiment:
@@ -85,7 +123,12 @@ def load_experiment(name: Path) -> Experiment:
     """
     path = _file_of(name)
     file = read_file(path, ExperimentFile, "an experiment")
-    return Experiment(file.name, path, _cells(path, file))
+    labels = tuple(file.methods)
+    reference = file.reference or labels[0]
+    if reference not in labels:
+        raise ConfigError(f'{path}: reference: there is no label "{reference}"; {did_you_mean(reference, labels)}')
+    protocol = _protocol(path, file.protocol)
+    return Experiment(file.name, path, _cells(path, file, protocol), reference, file.order_seed, protocol)
 
 
 def _file_of(name: Path) -> Path:
@@ -93,51 +136,64 @@ def _file_of(name: Path) -> Path:
     return bundled[str(name)] if not name.exists() and str(name) in bundled else name
 
 
+def _block(cells: Sequence[Cell], order_seed: int, seed: int) -> list[Cell]:
+    """The cells of a seed in an order that is drawn for each of them alone: one more cell moves none of the others."""
+
+    def drawn(cell: Cell) -> bytes:
+        return hashlib.sha256(f"{order_seed}/{seed}/{cell.identity}".encode()).digest()
+
+    return sorted((cell for cell in cells if cell.seed == seed), key=drawn)
+
+
 # ── the matrix ──────────────────────────────────────────────────────────────────────────────────────────────────────
-@dataclass(frozen=True)
-class _Choice:
-    """One value along an axis of the matrix: what the file calls it, what the run takes, what tells it apart."""
-
-    name: str
-    value: Any
-    content: Any
-
-
-def _cells(path: Path, file: ExperimentFile) -> tuple[Cell, ...]:
-    """Every method with the first seed comes before any with the second: what is there can be compared early on."""
-    inventories = [_inventory(path, index, text) for index, text in enumerate(file.inventories)]
-    models = [_model(path, index, name) for index, name in enumerate(file.models)]
-    data = [_data(path, index, entry) for index, entry in enumerate(file.data)]
+def _cells(path: Path, file: ExperimentFile, protocol: Protocol) -> tuple[Cell, ...]:
+    """All of them, in the order of the file."""
+    axes = (
+        [inventory_choice(path, index, text) for index, text in enumerate(file.inventories)],
+        [model_choice(path, index, name) for index, name in enumerate(file.models)],
+        [data_choice(path, index, entry) for index, entry in enumerate(file.data)],
+    )
+    _said_once(path, file, protocol)
     with _placed(path, "run"):
         _run_config("", {}, _options(file.run))
-    configs = {label: _config(path, label, entry, _options(file.run)) for label, entry in file.methods.items()}
+    common = _options(file.run)
+    varied = [
+        (names, {label: _config(path, label, entry, common, options) for label, entry in file.methods.items()})
+        for names, options in varied_options(_options(file.vary))
+    ]
     return tuple(
-        _cell(label, replace(config, seed=seed), (inventory, model, dataset), (inventories, models, data))
-        for inventory in inventories
-        for model in models
-        for dataset in data
+        _cell(label, replace(config, seed=seed, until=protocol.until or config.until), chosen, axes, names, disturbed)
+        for chosen in itertools.product(*axes)
+        for names, configs in varied
+        for disturbed in _disturbed(protocol)
         for seed in file.seeds
         for label, config in configs.items()
     )
 
 
 def _cell(
-    label: str, config: RunConfig, chosen: tuple[_Choice, _Choice, _Choice], axes: tuple[Sequence[_Choice], ...]
+    label: str,
+    config: RunConfig,
+    chosen: Sequence[Choice],
+    axes: Sequence[Sequence[Choice]],
+    varied: tuple[str, ...],
+    disturbed: tuple[str | None, Mapping[str, Any]],
 ) -> Cell:
     inventory, model, data = chosen
-    whole = replace(config, model=model.value, data=data.value)
+    disturbance, what = disturbed
+    whole = replace(config, model=model.value, data=data.value, disturbances=what or config.disturbances)
     content = {
-        "config": {**_asked_for(whole), "model": model.content, "data": data.content},
+        "config": {**asked_for(whole), "model": model.content, "data": data.content},
         "devices": inventory.content,
     }
     names = tuple(choice.name for choice, axis in zip(chosen, axes, strict=True) if len(axis) > 1)
-    return Cell(label, whole, inventory.value, _identity(content), names)
+    circumstances = (*names, *varied, *(() if disturbance is None else (disturbance,)))
+    return Cell(label, whole, inventory.value, _identity(content), circumstances, disturbance)
 
 
-def _asked_for(noun: DataclassInstance) -> dict[str, Any]:
-    """The fields that ask for something: one that is new, and empty, makes no other cell of one that is done."""
-    known = dataclasses.asdict(noun)
-    return {name: value for name, value in known.items() if value or type(value) in (int, float)}
+def _disturbed(protocol: Protocol) -> list[tuple[str | None, Mapping[str, Any]]]:
+    """Every run once, or clean and once under each set of disturbances."""
+    return [(CLEAN, {}), *protocol.disturbances.items()] if protocol.disturbances else [(None, {})]
 
 
 def _identity(content: Mapping[str, Any]) -> str:
@@ -145,19 +201,30 @@ def _identity(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# ── methods and their options ───────────────────────────────────────────────────────────────────────────────────────
-def _config(path: Path, label: str, entry: MethodEntry, common: Mapping[str, Any]) -> RunConfig:
+# ── methods, their options, and the protocol ────────────────────────────────────────────────────────────────────────
+def _config(
+    path: Path, label: str, entry: MethodEntry, common: Mapping[str, Any], varied: Mapping[str, Any]
+) -> RunConfig:
     name = entry.method or label
     with _placed(path, "methods", label):
         make_method(name, {})
     with _placed(path, "methods", label, "set"):
         settings = make_method(name, {key: _text(value) for key, value in entry.set.items()})
+    own = _options(entry.run)
     with _placed(path, "methods", label, "run"):
-        return _run_config(name, dataclasses.asdict(settings), {**common, **_options(entry.run)})
+        config = _run_config(name, dataclasses.asdict(settings), {**common, **own})
+    if not varied:
+        return config
+    with _placed(path, "vary"):
+        return _run_config(name, dataclasses.asdict(settings), {**common, **varied, **own})
 
 
 def _run_config(method: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> RunConfig:
     own = {name: value for name, value in options.items() if name not in {"partition", "no_cap"}}
+    if "until" in own:
+        own["until"] = {name: until_amount(name, value, f"until.{name}") for name, value in own["until"].items()}
+    if "disturbances" in own:
+        own["disturbances"] = disturbances.parse(own["disturbances"]).to_json()
     return RunConfig(
         method=method,
         settings=settings,
@@ -165,6 +232,36 @@ def _run_config(method: str, settings: Mapping[str, Any], options: Mapping[str, 
         capped=not options.get("no_cap", False),
         **own,
     )
+
+
+def _protocol(path: Path, entry: ProtocolEntry | None) -> Protocol:
+    if entry is None:
+        return Protocol()
+    with _placed(path, "protocol", "quality_under_budget"):
+        stated = _options(entry.quality_under_budget) if entry.quality_under_budget else {}
+        budgets = {name: until_amount(name, value, name) for name, value in stated.items()}
+        RunConfig("", until=budgets)
+    found = {}
+    for name, declared in (entry.robustness or {}).items():
+        if name == CLEAN:
+            raise ConfigError(f'{path}: protocol.robustness.{name}: expected another name: "{CLEAN}" is without any')
+        with _placed(path, "protocol", "robustness"):
+            found[name] = disturbances.parse(declared, name).to_json()
+        if not found[name]:
+            raise ConfigError(f"{path}: protocol.robustness.{name}: expected a mapping such as {{dropout: 0.3}}")
+    return Protocol(budgets, entry.cost_to_target.accuracy if entry.cost_to_target else None, found)
+
+
+def _said_once(path: Path, file: ExperimentFile, protocol: Protocol) -> None:
+    """Raise ConfigError where an option stands in two places of which one would be forgotten in silence."""
+    taken = dict.fromkeys(_options(file.vary), "vary")
+    taken |= {"until": "protocol"} if protocol.until else {}
+    taken |= {"disturbances": "protocol"} if protocol.disturbances else {}
+    places = {"run": file.run, **{f"methods.{label}.run": entry.run for label, entry in file.methods.items()}}
+    for place, options in places.items():
+        for name in _options(options):
+            if name in taken:
+                raise ConfigError(f"{path}: {place}.{name}: {taken[name]} says it too; leave one of them out")
 
 
 def _options(options: FileModel) -> dict[str, Any]:
@@ -187,58 +284,3 @@ def _placed(path: Path, *keys: str) -> Iterator[None]:
         yield
     except UsageError as error:
         raise ConfigError(f"{path}: {'.'.join(keys)}: {error}") from None
-
-
-# ── inventories, models and data ────────────────────────────────────────────────────────────────────────────────────
-def _inventory(path: Path, index: int, text: str) -> _Choice:
-    file = default_inventory() if text == DEFAULT else _existing(path, ("inventories", index), text, "an inventory")
-    inventory = load_inventory(file)
-    return _Choice(text, inventory, [_asked_for(device) for device in inventory])
-
-
-def _model(path: Path, index: int, name: str) -> _Choice:
-    if name == DEFAULT:
-        return _Choice(name, None, None)
-    if "/" not in name and not (path.parent / name / "config.json").is_file():
-        return _Choice(name, name, name)
-    folder = _existing(path, ("models", index), name, "a model's folder")
-    files = [file for file in sorted(folder.glob("*")) if file.suffix in _MODEL_SUFFIXES]
-    return _Choice(name, str(folder), {file.name: _file_content(file) for file in files})
-
-
-def _data(path: Path, index: int, entry: DataEntry) -> _Choice:
-    value: dict[str, Any] = {"columns": entry.columns, "held_out_limit": HELD_OUT_LIMIT}
-    others = entry.model_dump(exclude_none=True, exclude={*entry.columns, "name"})
-    value |= others if entry.name == DEFAULT else {"name": entry.name, **others}
-    content = dict(value)
-    for key in ("name", "held_out"):
-        if _is_path(value.get(key)):
-            file = _existing(path, ("data", index, key), value[key], "a file or folder")
-            value[key], content[key] = str(file), _content(file)
-    return _Choice(entry.name, value, content)
-
-
-def _is_path(text: object) -> bool:
-    return isinstance(text, str) and not text.startswith(HUB) and ("/" in text or Path(text).suffix in SUFFIXES)
-
-
-def _existing(path: Path, keys: Sequence[str | int], text: str, what: str) -> Path:
-    """Where the file or folder stands; raises ConfigError when there is none."""
-    found = (path.parent / Path(text).expanduser()).resolve()
-    if not found.exists():
-        raise ConfigError(f"{complaint(path, keys, what, text)}: there is no {found}")
-    return found
-
-
-def _content(path: Path) -> Any:
-    """The hash of a file, or of every file below a folder by its place there."""
-    if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        return {str(file.relative_to(path)): _file_content(file) for file in files}
-    return _file_content(path)
-
-
-@cache
-def _file_content(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -2,6 +2,7 @@
 
 A cell's run is an ordinary run folder.  Its configuration holds the cell's identity, by which it is found again.
 Who is at a cell holds a lock of the kernel on a file of that name, which is free again however that process ends.
+A run that failed is left alone until somebody asks for it: what made it fail is likely still there.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from testbed import run_record
 from testbed.durable import disk_errors_in_words
 from testbed.errors import StoreError, TestbedError
+from testbed.experiment_pace import left_text
+from testbed.forecast import MARK, Known
 from testbed.run_record import FINISHED
 from testbed.store import RunFolder, run_folders
 
@@ -23,8 +27,6 @@ if TYPE_CHECKING:
 
     from testbed.experiment import Cell, Experiment
 
-#: In a run's configuration: {"cell": identity, "label": …, "name": the experiment's}.
-MARK = "experiment"
 LOCKS = ".cells"
 
 DONE = "done"
@@ -36,7 +38,7 @@ FAILED = "failed"
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a cell stands: its run, if there is one, and why it failed in this pass."""
+    """Where a cell stands: its run, if there is one, and why that failed."""
 
     cell: Cell
     state: str  # DONE, RUNNING (another process is at it), UNFINISHED, NEW or FAILED
@@ -50,26 +52,44 @@ def standings(cells: Sequence[Cell], runs_dir: Path) -> list[Standing]:
     return [_standing(cell, found.get(cell.identity, ())) for cell in cells]
 
 
-def run_cells(experiment: Experiment, runs_dir: Path, console: Console) -> list[Standing]:
-    """Do what is not done.  A cell that fails, or that another process is at, does not keep the others from it."""
-    ended = []
-    for number, cell in enumerate(experiment.cells, start=1):
-        console.rule(f"cell {number} of {len(experiment.cells)}: {cell.title}", align="left")
-        ended.append(_run_cell(experiment, cell, runs_dir, console))
-        console.print(_line(ended[-1]), markup=False, highlight=False, soft_wrap=True)
-    return ended
+def run_cells(
+    experiment: Experiment, runs_dir: Path, console: Console, *, retry_failed: bool = False
+) -> list[Standing]:
+    """Do what is not done, in the order that was drawn; where each cell then stands, in the order of the file.
+
+    A cell that fails, or that another process is at, does not keep the others from it.
+    """
+    cells = experiment.drawn
+    known = Known(experiment, runs_dir)
+    ended: dict[str, Standing] = {}
+    for number, cell in enumerate(cells, start=1):
+        ahead = [each for each in standings(cells[number - 1 :], runs_dir) if waits(each, retry_failed=retry_failed)]
+        console.rule(f"cell {number} of {len(cells)}: {cell.title}{left_text(known, ahead)}", align="left")
+        standing = _run_cell(experiment, cell, runs_dir, console, retry_failed=retry_failed)
+        console.print(_line(standing), markup=False, highlight=False, soft_wrap=True)
+        ended[cell.title] = standing
+        if standing.run is not None:
+            known.add(standing.run)
+    return [ended[cell.title] for cell in experiment.cells]
 
 
-def _run_cell(experiment: Experiment, cell: Cell, runs_dir: Path, console: Console) -> Standing:
+def waits(standing: Standing, *, retry_failed: bool) -> bool:
+    """Whether this process would take the cell on."""
+    return standing.state in {UNFINISHED, NEW} or (retry_failed and standing.state == FAILED)
+
+
+def _run_cell(experiment: Experiment, cell: Cell, runs_dir: Path, console: Console, *, retry_failed: bool) -> Standing:
     with _held(cell, runs_dir) as ours:
         (before,) = standings([cell], runs_dir)  # under the lock: another process may have done it meanwhile
         if not ours or before.state in {DONE, RUNNING}:
             return before if ours or before.state == DONE else Standing(cell, RUNNING, before.run)
+        if before.state == FAILED and not retry_failed:
+            return before
         try:
             _run(experiment, before, runs_dir, console)
         except TestbedError as error:
             (after,) = standings([cell], runs_dir)
-            return Standing(cell, FAILED, after.run, str(error))
+            return replace(after, state=FAILED, error=str(error))
         return standings([cell], runs_dir)[0]
 
 
@@ -78,8 +98,16 @@ def _run(experiment: Experiment, standing: Standing, runs_dir: Path, console: Co
     from testbed.prepare import prepare
 
     if standing.run is not None:
-        session.run(session.restored(standing.run), standing.run, console)
-        return
+        try:
+            restored = session.restored(standing.run)
+        except TestbedError as error:
+            if standing.state != FAILED:
+                raise
+            text = f"run {standing.run.run_id} cannot be gone on with, and the cell is begun anew: {error}"
+            console.print(text, style="yellow", markup=False, soft_wrap=True)
+        else:
+            session.run(restored, standing.run, console)
+            return
     cell = standing.cell
     prepared = prepare(cell.config, cell.inventory, lambda text: console.print(text, style="dim", markup=False))
     mark = {"cell": cell.identity, "label": cell.label, "name": experiment.name}
@@ -92,16 +120,17 @@ def _line(standing: Standing) -> str:
         DONE: f"done: run {run}",
         RUNNING: "left alone: another process is running it",
         FAILED: f"failed: {standing.error}",
+        UNFINISHED: f"unfinished: run {run}",
     }[standing.state]
 
 
 # ── the run of a cell ───────────────────────────────────────────────────────────────────────────────────────────────
 def _standing(cell: Cell, runs: Sequence[tuple[RunFolder, str]]) -> Standing:
     """By the run that is farthest; of several, by the newest."""
-    for state in (DONE, RUNNING, UNFINISHED):
+    for state in (DONE, RUNNING, UNFINISHED, FAILED):
         for run, own in reversed(runs):
             if own == state:
-                return Standing(cell, state, run)
+                return Standing(cell, state, run, run.status.error if state == FAILED else None)
     return Standing(cell, NEW)
 
 
@@ -120,9 +149,9 @@ def _runs_of_cells(runs_dir: Path) -> dict[str, list[tuple[RunFolder, str]]]:
 
 def _state(folder: RunFolder) -> str:
     status = folder.status
-    if status.state == FINISHED:
-        return DONE
-    return RUNNING if status.alive else UNFINISHED
+    if status.alive:
+        return RUNNING
+    return {FINISHED: DONE, run_record.FAILED: FAILED}.get(status.state, UNFINISHED)
 
 
 @contextmanager

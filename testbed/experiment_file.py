@@ -10,6 +10,10 @@ methods:
   fedpruner: {set: {granularity: part}, run: {rounds: 10}}
   fedpruner at random: {method: fedpruner, set: {selection: random}}
 run: {rounds: 20, steps: 10}            # options of run-method, with underscores
+vary: {partition: [iid, "dirichlet:0.3"]}          # … every method with each of these
+reference: lora                         # what the others are compared with; by default the first method
+order_seed: 7                           # draws the order within the blocks of a seed; by default 0
+protocol: {quality_under_budget: {seconds: 120}}   # or cost_to_target: {accuracy: 0.6}, or robustness: {…}
 """
 
 from __future__ import annotations
@@ -38,6 +42,11 @@ if TYPE_CHECKING:
 DEFAULT = "default"
 #: What the file says in a place of its own, or in the words of the command line.
 _ELSEWHERE = frozenset({"method", "settings", "model", "data", "seed", "partition", "capped"})
+#: Options that are mappings themselves; what they may hold, their own parsers say.
+MAPPINGS = {
+    "until": 'a mapping such as {accuracy: 0.6, bytes: "50 MiB"}',
+    "disturbances": "a mapping such as {dropout: 0.3}",
+}
 _CHOICES: dict[str, Any] = {
     "task": Literal[TASKS],
     "schedule": Literal["cosine", "constant"],
@@ -56,6 +65,8 @@ def _number(value: object) -> object:
 
 def _option(name: str, hint: Any) -> Any:
     """Type and field of one of RunConfig's settings, as the file may hold it."""
+    if name in MAPPINGS:
+        return dict[str, Any] | None, Field(default=None, title=MAPPINGS[name])
     kind = _CHOICES.get(name, hint)
     if float in (kind, *typing.get_args(kind)):
         kind = Annotated[kind, BeforeValidator(_number)]
@@ -84,10 +95,32 @@ ShareOrName = Annotated[
     Any, AfterValidator(_share_or_name), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})
 ]
 
+
+def _each_once(values: Sequence[Any]) -> Sequence[Any]:
+    if any(value in values[:index] for index, value in enumerate(values)):
+        raise ValueError("a list with nothing twice")
+    return values
+
+
+def _varied(kind: Any, title: str | None) -> Any:
+    """Type and field of one of the options as an axis: a list of what it may be."""
+    each: Any = typing.get_args(kind)[0]
+    several: Any = Annotated[list.__class_getitem__(each), Field(min_length=1), AfterValidator(_each_once)]
+    return several | None, Field(default=None, title=f"a list of different values, each {title}")
+
+
+def _vary_options() -> dict[str, Any]:
+    """Every option that is no mapping: what ends or disturbs a run is an axis of its own (`protocol`)."""
+    options = _run_options().items()
+    return {name: _varied(kind, field.title) for name, (kind, field) in options if name not in MAPPINGS}
+
+
 if TYPE_CHECKING:
     RunOptions = FileModel
+    VaryOptions = FileModel
 else:
     RunOptions = create_model("RunOptions", __base__=FileModel, **_run_options())
+    VaryOptions = create_model("VaryOptions", __base__=FileModel, **_vary_options())
 
 
 class DataEntry(FileModel):
@@ -143,10 +176,54 @@ class MethodEntry(FileModel):
     )
 
 
-def _each_once(values: Sequence[Any]) -> Sequence[Any]:
-    if len(set(values)) < len(values):
-        raise ValueError("a list with nothing twice")
-    return values
+Amount = Annotated[float, BeforeValidator(_number), Field(gt=0)]
+
+
+class BudgetEntry(FileModel):
+    """What a run may spend: the first of them that runs out ends it."""
+
+    seconds: Amount | None = Field(default=None, title="a number of seconds above 0")
+    joules: Amount | None = Field(default=None, title="a number of joules above 0")
+    bytes: ShareOrName = Field(default=None, title='bytes such as "50 MiB"')
+
+    @model_validator(mode="after")
+    def _any(self) -> BudgetEntry:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("any of seconds, joules and bytes")
+        return self
+
+
+class TargetEntry(FileModel):
+    """What a run is to reach."""
+
+    accuracy: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] = Field(title="a share above 0 and up to 1")
+
+
+class ProtocolEntry(FileModel):
+    """How methods are judged, other than by where they stand after so many rounds."""
+
+    quality_under_budget: BudgetEntry | None = Field(
+        default=None,
+        title="a mapping with any of seconds, joules and bytes, such as {seconds: 120}",
+        description="Runs end when it is spent; what counts is the last evaluated round within.",
+    )
+    cost_to_target: TargetEntry | None = Field(
+        default=None,
+        title="a mapping such as {accuracy: 0.6}",
+        description="Runs end when it is reached; what counts is what that took.",
+    )
+    robustness: dict[Annotated[str, Field(min_length=1)], dict[str, Any]] | None = Field(
+        default=None,
+        min_length=1,
+        title="a mapping from names of your own to disturbances, such as {stragglers: {straggler: 3}}",
+        description="Every run is done once clean, and once under each of these.",
+    )
+
+    @model_validator(mode="after")
+    def _any(self) -> ProtocolEntry:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("any of quality_under_budget, cost_to_target and robustness")
+        return self
 
 
 class ExperimentFile(FileModel):
@@ -183,6 +260,27 @@ class ExperimentFile(FileModel):
         default_factory=RunOptions,
         title="a mapping such as {rounds: 20}",
         description="Options of run-method that hold for every method.",
+    )
+    vary: VaryOptions = Field(
+        default_factory=VaryOptions,
+        title='a mapping from options to lists, such as {partition: [iid, "dirichlet:0.3"]}',
+        description="Options of run-method with each of which everything is done: one more axis for every option.",
+    )
+    reference: str | None = Field(
+        default=None,
+        title="the label of a method",
+        description="What the others are compared with, seed by seed; by default the first.",
+    )
+    order_seed: int = Field(
+        default=0,
+        ge=0,
+        title="a whole number from 0",
+        description="Draws the order in which the runs of a seed are done; no part of what tells them apart.",
+    )
+    protocol: ProtocolEntry | None = Field(
+        default=None,
+        title="a mapping such as {cost_to_target: {accuracy: 0.6}}",
+        description="How methods are judged (docs/experiments.md); by default by where they stand in the end.",
     )
 
 

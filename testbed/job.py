@@ -47,6 +47,7 @@ class Job:
     state: str | None = None  # hash of the client's kept state that this job starts from
     further: tuple[str, ...] = ()  # hashes of files that the method itself reads
     reads_base: bool = True  # else the job brings every weight itself
+    disturbances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # what it undergoes (node.disturbed)
 
     @property
     def contents(self) -> tuple[str, ...]:
@@ -61,7 +62,10 @@ class Job:
         """As `dataclasses.asdict`, without its deep copies: this is on the way of every job."""
         blocks = tuple(dict(vars(block)) for block in self.submodel.blocks)
         submodel = {**vars(self.submodel), "blocks": blocks}
-        return {**vars(self), "submodel": submodel, "work": dict(vars(self.work))}
+        plain = {**vars(self), "submodel": submodel, "work": dict(vars(self.work))}
+        if not self.disturbances:
+            del plain["disturbances"]
+        return plain
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Job:
@@ -110,6 +114,11 @@ class Result:
     @property
     def finished(self) -> bool:
         return self.outcome == FINISHED
+
+    @property
+    def dropped_out(self) -> bool:
+        """Whether its client dropped out because the run declares that some do."""
+        return bool(self.measurement.disturbances.get("dropout", {}).get("dropped_out"))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

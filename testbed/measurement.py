@@ -138,6 +138,8 @@ class Measurement:
     begun_monotonic_seconds: float | None = None  # when the job's first byte came, by the node's clock
     begun_unix_seconds: float | None = None  # the same by the controller's, as far as the two could be compared
     clock_seconds: float | None = None  # … half-width of that comparison
+    #: What was done to the job on purpose, by kind: what was declared, and what came of it (docs/disturbances.md).
+    disturbances: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def without_traces(self) -> Measurement:
         """The same figures without the raw samples that they came from."""

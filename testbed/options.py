@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from testbed.byte_text import parse_bytes
 from testbed.data import DataSpec, PartitionSpec
-from testbed.errors import UsageError
+from testbed.errors import ConfigError, UsageError
 from testbed.partition import BY_LABEL, DIRICHLET, PARTITIONS
+from testbed.run import BYTES, ENDS
 from testbed.spelling import did_you_mean
 
 #: Words of `--data-set` that name a column of the data.
@@ -58,6 +60,26 @@ def partition_settings(text: str) -> dict[str, Any]:
     if kind == BY_LABEL:
         return {"kind": kind, "classes_per_client": _number("--partition label", number, int)}
     raise UsageError(f"--partition {text}: {kind} takes no number")
+
+
+def until_settings(texts: Sequence[str]) -> dict[str, float]:
+    """What ends a run early, from `--until NAME=NUMBER`; bytes with a unit, too: "bytes=50 MiB"."""
+    found = {}
+    for name, text in pairs("--until", texts).items():
+        if name not in ENDS:
+            raise UsageError(f"--until {name}: {did_you_mean(name, ENDS)}")
+        found[name] = until_amount(name, text, f"--until {name}")
+    return found
+
+
+def until_amount(name: str, value: str | float, place: str) -> float:
+    """One end's amount in its base unit; raises UsageError naming `place`."""
+    if name == BYTES and isinstance(value, str) and not value.strip().isdecimal():
+        try:
+            return parse_bytes(value)
+        except ConfigError as error:
+            raise UsageError(f"{place}: {error}") from None
+    return float(value) if not isinstance(value, str) else _number(place, value, float)
 
 
 def spec_of(given: dict[str, Any], task: str, length: int) -> DataSpec:

@@ -32,6 +32,7 @@ def plan_as_json(prepared: Prepared) -> dict[str, Any]:
         "model": {"name": prepared.config.model, "blocks": len(prepared.base.shape)},
         "clients": [client.to_json() for client in prepared.plan.clients],
         "promises": list(prepared.promises),
+        "disturbances": prepared.weather.to_json(prepared.config.rounds),
         "meters": {device.name: [meter.name for meter in device.meters] for device in prepared.inventory},
     }
 
@@ -50,7 +51,7 @@ def plan_table(prepared: Prepared) -> RenderableType:
         own = [client for client in clients if client.device == device]
         table.add_row(*_row(device, own, len(prepared.base.shape)))
         notes.append(_note(own[0]))
-    further = (*prepared.promises, _metered(prepared))
+    further = (*prepared.promises, *prepared.weather.lines(prepared.config.rounds), _metered(prepared))
     return Group(table, *_by_phase(prepared), *notes, *(Text(line) for line in further))
 
 

@@ -12,6 +12,7 @@ from testbed.baselines import BAG_OF_WORDS, MAJORITY_CLASS, UNIGRAM, baselines
 from testbed.cache import cache_folder
 from testbed.data import DataSet, Split, load_data, load_images, split
 from testbed.data_sources import DIGITS, DOCSTRINGS
+from testbed.disturbances import CALM, Weather, parse
 from testbed.environment import describe_environment
 from testbed.errors import ModelError, PlanError
 from testbed.fact_sheets import FactSheet, facts_of, outdated
@@ -26,6 +27,7 @@ from testbed.package_data import PACKAGE
 from testbed.plan import make_plan, place_clients
 from testbed.plugins import restore_method
 from testbed.run import Plan, RunConfig
+from testbed.stopping import check_until
 from testbed.store import RunRecord
 from testbed.task import Shard
 
@@ -61,6 +63,7 @@ class Prepared:
     facts: Mapping[str, FactSheet]  # of the devices that are not this machine
     plan: Plan
     promises: tuple[str, ...] = ()  # what the method says that this plan gives beyond a result
+    weather: Weather = CALM  # what its devices shall undergo
 
     def reference(self) -> dict[str, float | None]:
         """What every table of quality stands beside; no fine-tuning is filled in when the run starts."""
@@ -116,6 +119,7 @@ def prepare(
     method = restore_method(config.method, config.settings)
     config, task, folder = _settled(config, method)
     store = content_store()
+    weather = _weather(config, inventory)
     clients = len(place_clients(inventory))
     data = _load(config, task, folder, say)
     work = Workload(
@@ -140,6 +144,7 @@ def prepare(
         [shard.label_counts for shard in shards],
         baselines,
     )
+    check_until(config, inventory, plan)
     return Prepared(
         config=config,
         inventory=inventory,
@@ -155,7 +160,17 @@ def prepare(
         facts=facts,
         plan=plan,
         promises=_promises(method, plan, config),
+        weather=weather,
     )
+
+
+def _weather(config: RunConfig, inventory: Inventory) -> Weather:
+    """Who undergoes what; raises UsageError for what a device cannot undergo."""
+    by_name = {device.name: device for device in inventory}
+    places = [(client, by_name[name]) for client, name in enumerate(place_clients(inventory))]
+    weather = parse(config.disturbances).settle(config.seed, places)
+    weather.check(tuple(inventory), capped=config.capped)
+    return weather
 
 
 def _promises(method: Method, plan: Plan, config: RunConfig) -> tuple[str, ...]:
@@ -206,6 +221,12 @@ def _settled(config: RunConfig, method: Method) -> tuple[RunConfig, str, Path]:
     model = config.model or _OWN_MODEL[task]
     data = {**config.data, "name": config.data.get("name", _OWN_DATA[task])}
     return dataclasses.replace(config, task=task, model=model, data=data), task, model_folder(model)
+
+
+def data_of(config: RunConfig) -> DataSet:
+    """The data of a run whose settings are settled, read again.  Raises DataError or ModelError when they are gone."""
+    task = config.task or restore_method(config.method, config.settings).default_task
+    return _load(config, task, model_folder(config.model or _OWN_MODEL[task]), lambda _: None)
 
 
 def _load(config: RunConfig, task: str, folder: Path, say: Callable[[str], None]) -> DataSet:

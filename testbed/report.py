@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from testbed.costs import training_seconds
 from testbed.energy_summary import EnergySummary, device_energy, run_energy
 from testbed.job import REFUSED, Result
 from testbed.run_record import finite, name_of
@@ -217,10 +218,10 @@ def summarise(folder: RunFolder, target: float | None = None) -> RunSummary:
 
 
 def reach(target: float, rounds: Sequence[RoundRecord]) -> Target:
-    """Rounds and seconds until the accuracy was at least `target` for the first time."""
+    """Rounds and seconds, without evaluation, until the accuracy was at least `target` for the first time."""
     seconds = 0.0
     for count, record in enumerate(rounds, start=1):
-        seconds += record.seconds
+        seconds += training_seconds(record)
         accuracy = finite((record.quality or {}).get("accuracy"))
         if accuracy is not None and accuracy >= target:
             return Target(target, count, seconds)

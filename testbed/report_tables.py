@@ -38,7 +38,7 @@ def run_record(run: RunSummary) -> dict[str, Any]:
 
 def to_csv(runs: Sequence[RunSummary]) -> str:
     """One line per run (level "run") and one per device of it (level "device"); None is empty."""
-    lines = [line for run in runs for line in (_run_line(run), *(_device_line(run, d) for d in run.devices))]
+    lines = [line for run in runs for line in (run_line(run), *(device_line(run, d) for d in run.devices))]
     columns = list(dict.fromkeys(name for line in lines for name in line))
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
@@ -52,7 +52,7 @@ def _derived(run: RunSummary) -> dict[str, Any]:
     return {name: getattr(run, name) for name in names}
 
 
-def _run_line(run: RunSummary) -> dict[str, Any]:
+def run_line(run: RunSummary) -> dict[str, Any]:
     return {
         "level": "run",
         "run": run.run,
@@ -68,7 +68,7 @@ def _run_line(run: RunSummary) -> dict[str, Any]:
     }
 
 
-def _device_line(run: RunSummary, device: DeviceSummary) -> dict[str, Any]:
+def device_line(run: RunSummary, device: DeviceSummary) -> dict[str, Any]:
     line = {"level": "device", "run": run.run, "method": run.method, "emulated": device.emulated}
     figures = {**_scalars(asdict(device)), **_seconds_columns(device.phase_seconds)}
     return {**line, **figures, **energy_columns(device.energy)}

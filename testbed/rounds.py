@@ -15,12 +15,14 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
+from testbed.disturbances import CALM, Weather
 from testbed.errors import PlanError, WireError
 from testbed.evaluate import evaluate
 from testbed.job import FAILED, OUT_OF_MEMORY, Job, Result
 from testbed.method import EVALUATE, Client, Method, Order, State, Workload
 from testbed.plan import refit
 from testbed.run import ClientPlan, Plan, RunConfig
+from testbed.stopping import Stopping
 from testbed.task import Quality
 from testbed.updates import SpooledUpdate, check_finite, write_tensors
 
@@ -65,6 +67,7 @@ class Run:
     watcher: Watcher
     accelerators: Mapping[str, str] = field(default_factory=dict)  # device → "cuda", where it has one
     complete: Callable[[Result], Result] = lambda result: result  # adds what the controller measured itself
+    weather: Weather = CALM  # what the jobs of its rounds undergo
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def federate(run: Run) -> State:
     """Run all rounds that are left; returns the last state.  Raises PlanError when nobody is left to train."""
     progress = _resume(run) or _start(run)
     _warm_up(run, progress)
-    while progress.next_round < run.config.rounds:
+    stopping = Stopping(run.config.until, run.folder)
+    while not stopping.ended(progress.next_round, last=progress.next_round >= run.config.rounds):
         progress = _round(run, progress)
     return progress.state
 
@@ -144,7 +148,10 @@ def _round(run: Run, progress: Progress) -> Progress:
     results, updates, deployed = _carry_out(run, progress, orders, rate)
     progress = _combine(run, before, progress, results, updates)
     last = index + 1 == run.config.rounds
-    quality = _quality(run, progress, index) if last or (index + 1) % run.config.evaluate_every == 0 else None
+    evaluation_began = time.monotonic()
+    asked = last or bool(run.config.until) or (index + 1) % run.config.evaluate_every == 0
+    quality = _quality(run, progress, index) if asked else None
+    evaluation_seconds = time.monotonic() - evaluation_began
     if quality is not None:
         run.watcher.evaluated(index, quality)
     run.folder.record_round(
@@ -156,6 +163,7 @@ def _round(run: Run, progress: Progress) -> Progress:
         deployed_bytes=deployed,
         train_loss=_mean_loss(updates),
         quality=quality,
+        evaluation_seconds=evaluation_seconds,
     )
     _checkpoint(run, progress)
     run.folder.forget_updates(index)
@@ -203,7 +211,7 @@ def _carry_out(
     Results that were stored before the controller was killed are not asked for again.
     """
     plans = _current_plans(run.plan, progress.refitted)
-    jobs = {job.id: job for job in (_job(run, progress, order, rate) for order in orders)}
+    jobs = {job.id: job for job in (_disturbed(run, _job(run, progress, order, rate)) for order in orders)}
     tensors = {_job_id(run, progress.next_round, order): order.tensors for order in orders}
     results, paths = _stored(run, jobs)
     for result in results:
@@ -270,6 +278,11 @@ def _job(run: Run, progress: Progress, order: Order, rate: float) -> Job:
     )
 
 
+def _disturbed(run: Run, job: Job) -> Job:
+    """A round's job, with what it shall undergo; a warm-up and an evaluation undergo nothing."""
+    return replace(job, disturbances=run.weather.for_job(job.round, job.client))
+
+
 def _job_id(run: Run, index: int, order: Order) -> str:
     return f"{run.folder.run_id}-r{index}-c{order.client}"
 
@@ -298,6 +311,8 @@ def _combine(
     A round in which the method asked nobody is none in which everybody failed.
     """
     empty = progress.empty_rounds + 1 if results and not updates else 0
+    if results and all(result.dropped_out for result in results):
+        empty = progress.empty_rounds  # that was declared, and says nothing of the rounds to come
     if empty >= _HOPELESS_ROUNDS:
         causes = "; ".join(sorted({f"{result.outcome}: {result.error}" for result in results}))
         raise PlanError(f"no client finished in {empty} rounds in a row ({causes}); testbed report shows each job")

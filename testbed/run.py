@@ -9,10 +9,15 @@ from typing import Any
 
 from testbed.errors import UsageError
 from testbed.method import RESIDENT, Client, Submodel
+from testbed.spelling import did_you_mean
 
 PLANNED = "planned"
 #: MLPerf and others want a minute at rest on either side of what is measured.
 IDLE_SECONDS = 60.0
+#: By what a run may end before its last round (`testbed.stopping`): a target, or a budget that has run out.
+ACCURACY, SECONDS, JOULES, BYTES = "accuracy", "seconds", "joules", "bytes"
+BUDGETS = (SECONDS, JOULES, BYTES)
+ENDS = (ACCURACY, *BUDGETS)
 
 
 #: Of what decides a run: the least that it may be, in words too.
@@ -63,6 +68,8 @@ class RunConfig:
     cool_seconds: float = 600.0  # for which that is waited at most
     warm_up: int = 0  # jobs of every device before the first round, which count for nothing
     power_cycle: bool = False  # a device that hangs is switched off and on, once a job
+    disturbances: Mapping[str, Any] = field(default_factory=dict)  # what devices undergo (`testbed.disturbances`)
+    until: Mapping[str, float] = field(default_factory=dict)  # of ENDS: what ends the run before its last round
 
     def __post_init__(self) -> None:
         for name, (least, words) in _LEAST.items():
@@ -76,6 +83,7 @@ class RunConfig:
             raise UsageError(f"participants={self.participants}: expected a fraction up to 1, or a count above 1")
         if self.schedule not in {"cosine", "constant"}:
             raise UsageError(f"schedule={self.schedule!r}: expected cosine or constant")
+        _check_until(self.until)
 
     def participants_of(self, clients: int) -> int:
         """How many of so many clients are asked in a round, if as many can."""
@@ -89,6 +97,16 @@ class RunConfig:
     def from_json(cls, data: Mapping[str, Any]) -> RunConfig:
         known = {f.name for f in fields(cls)}
         return cls(**{key: value for key, value in data.items() if key in known})
+
+
+def _check_until(until: Mapping[str, float]) -> None:
+    for name, limit in until.items():
+        if name not in ENDS:
+            raise UsageError(f"until {name}: {did_you_mean(name, ENDS)}")
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not math.isfinite(limit) or limit <= 0:
+            raise UsageError(f"until {name}={limit}: expected a number above 0")
+        if name == ACCURACY and limit > 1:
+            raise UsageError(f"until {name}={limit}: expected a share above 0 and up to 1")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ RUNNING = "running"
 FINISHED = "finished"
 INTERRUPTED = "interrupted"
 FAILED = "failed"
+#: In the facts of a status: for how long controllers were at the run, in all.
+RUNNING_SECONDS = "running_seconds"
 STATES = (RUNNING, FINISHED, INTERRUPTED, FAILED)
 
 
@@ -44,6 +46,7 @@ class RoundRecord:
     deployed_bytes: int = 0
     train_loss: float | None = None
     quality: Mapping[str, float | None] | None = None
+    evaluation_seconds: float | None = None  # of `seconds`; None in older records, which do not tell them apart
 
 
 @dataclass(frozen=True)

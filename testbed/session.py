@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from testbed import code_wheel
+from testbed import code_wheel, disturbances, stopping
 from testbed.cache import cache_folder
 from testbed.config import default_inventory, load_inventory
 from testbed.controller_meters import ControllerMeters, try_meters_here
@@ -24,15 +25,16 @@ from testbed.engine import Engine
 from testbed.errors import TestbedError, UsageError
 from testbed.inventory import inventory_from_json
 from testbed.live import Guarded, make_watcher
+from testbed.manifest import SEALED, seal
 from testbed.node.runtime import fix_mmap_threshold
-from testbed.options import data_settings, pairs, partition_settings
+from testbed.options import data_settings, pairs, partition_settings, until_settings
 from testbed.plan_table import plan_as_json, plan_table
 from testbed.plugins import make_method
 from testbed.prepare import Prepared, prepare
 from testbed.rests import AFTER, BEFORE, rest
 from testbed.rounds import Run, federate
 from testbed.run import Plan, RunConfig
-from testbed.run_record import FAILED, FINISHED, INTERRUPTED, RUNNING
+from testbed.run_record import FAILED, FINISHED, INTERRUPTED, RUNNING, RUNNING_SECONDS
 from testbed.store import RunFolder, new_run_id
 from testbed.switching import power_switch
 
@@ -118,6 +120,8 @@ def settled(
         data=data_settings(data_name, data_options),
         partition=partition_settings(partition),
         capped=not no_cap,
+        until=until_settings(options.pop("until", ())),
+        disturbances=disturbances.parse_options(options.pop("disturb", ())).to_json(),
         **{name: value for name, value in options.items() if name in _CONFIG},
     )
     devices = load_inventory(inventory or default_inventory()).select(only)
@@ -185,7 +189,8 @@ def _told_how_to_go_on(folder: RunFolder, console: Console) -> Iterator[None]:
 def run(prepared: Prepared, folder: RunFolder, console: Console, served: RunMetrics | None = None) -> None:
     """All that is left of a run, from its last checkpoint; raises what ended it, when its folder says so too."""
     watcher = _watcher(folder, console, served)
-    folder.set_status(RUNNING)
+    folder.set_status(RUNNING, **{SEALED: None})
+    began, before = time.monotonic(), folder.status.facts.get(RUNNING_SECONDS, 0.0)
     ended, error = FAILED, "the controller ended with an error of its own"
     try:
         with _terminated_as_interrupt():
@@ -201,7 +206,10 @@ def run(prepared: Prepared, folder: RunFolder, console: Console, served: RunMetr
         raise
     finally:
         watcher.run_ended(ended)  # first of all: it gives the terminal back
-        folder.set_status(ended, error or None)
+        folder.set_status(ended, error or None, **{RUNNING_SECONDS: before + time.monotonic() - began})
+        seal(folder)
+    if stopped := folder.status.facts.get(stopping.FACT):
+        console.print(stopping.stop_text(stopped), highlight=False, soft_wrap=True)
     console.print(f"run {folder.run_id} is in {folder.path}; show it again with: testbed report {folder.run_id}")
 
 
@@ -252,6 +260,7 @@ def _federate(prepared: Prepared, folder: RunFolder, watcher: Watcher, console: 
                 watcher=watcher,
                 accelerators={device.name: device.accelerator for device in prepared.inventory},
                 complete=meters.complete,
+                weather=prepared.weather,
             )
             rest(run, engine, devices, BEFORE)
             state = federate(run)
@@ -283,6 +292,7 @@ def node_settings(prepared: Prepared, run: str, folder: Path) -> NodeSettings:
         wheel=code_wheel.build(cache_folder() / "wheels") if remote else None,
         facts=prepared.facts,
         private=frozenset(prepared.shards),
+        slowed=prepared.weather.slowed,
         others=tuple(device for device in prepared.inventory if device not in taking_part),
     )
 

@@ -10,8 +10,11 @@ runs/
     results/<job>.json                one file per job
     updates/                          spooled for the round under way
     checkpoint/round-00003/           state.safetensors and state.json; the newest two stay
-    samples/                            <job>.csv: memory; <job>.<meter>.power.csv: power (testbed.power_samples)
-  export/
+    samples/                          <job>.csv: memory (testbed.memory_samples);
+                                      <job>.<meter>.power.csv: power (testbed.power_samples)
+    energy.json                       energy of every job, derived when the run ended (testbed.job_energy)
+    export/                           the trained model
+    manifest.json                     SHA-256 of all that does not change any more (testbed.manifest)
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testbed import checkpoints, power_samples
+from testbed import checkpoints, memory_samples, power_samples
 from testbed.durable import disk_errors_in_words, plain, read_json, sync_path, write_json
 from testbed.errors import StoreError
 from testbed.job import REST, Result
@@ -47,6 +50,7 @@ from testbed.run_record import (
 
 if TYPE_CHECKING:
     from testbed.measurement import PowerTrace
+    from testbed.memory_samples import MemorySample
     from testbed.method import State
     from testbed.task import Quality
 
@@ -198,6 +202,11 @@ class RunFolder:
         )
         self._update_index()
 
+    def note(self, **facts: Any) -> None:
+        """Keep further facts beside the status; what stood there under another name stays."""
+        before = self._stored_status()
+        self._write_status(replace(before, facts={**before.facts, **facts}))
+
     def record_initial_state(self, state: State) -> str:
         """Note the hash of the tensors before the first round: runs that compare fairly start from the same."""
         from testbed.model.combine import state_hash
@@ -251,20 +260,27 @@ class RunFolder:
             read.append(power_samples.with_rows(trace, text, str(path)))
         return replace(result, measurement=replace(result.measurement, power=tuple(read)))
 
+    def memory_samples(self, result: Result) -> list[MemorySample]:
+        """The memory samples of a stored result; raises StoreError when they cannot be read."""
+        path = self.path / "samples" / f"{_file_name(result.job)}.csv"
+        with disk_errors_in_words(path):
+            return memory_samples.parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
     def _power_path(self, result: Result, trace: PowerTrace) -> Path:
         return self.path / "samples" / f"{_file_name(result.job)}.{_file_name(trace.meter)}.power.csv"
 
-    def results(self) -> list[Result]:
-        """Every job's result, by round, client and job id."""
-        found = [result for result in self._readable_results() if result.kind != REST]
+    def results(self, round_index: int | None = None) -> list[Result]:
+        """Every job's result, or every one of a round, by round, client and job id."""
+        names = "[!.]*.json" if round_index is None else f"[!.]*-r{round_index}-c*.json"
+        found = [result for result in self._readable_results(names) if result.kind != REST]
         return sorted(found, key=lambda result: (result.round, result.client, result.job))
 
     def rests(self) -> list[Result]:
         """The windows in which devices rested, before the rounds and after them, in the order of their names."""
         return [result for result in self._readable_results() if result.kind == REST]
 
-    def _readable_results(self) -> Iterator[Result]:
-        for path in sorted((self.path / "results").glob("[!.]*.json")):
+    def _readable_results(self, names: str = "[!.]*.json") -> Iterator[Result]:
+        for path in sorted((self.path / "results").glob(names)):
             try:
                 yield Result.from_json(read_json(path))
             except (StoreError, KeyError, TypeError) as error:  # noqa: PERF203 -- one bad file costs one result

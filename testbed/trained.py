@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from testbed.method import Snapshot
 
 
-def load(run: str | Path, runs_dir: str | Path = "runs", client: int | None = None) -> PreTrainedModel:
+def load(
+    run: str | Path, runs_dir: str | Path = "runs", client: int | None = None, accelerator: str = "cpu"
+) -> PreTrainedModel:
     """The model of a run's newest checkpoint: a `transformers` model with the method's modules mounted, in eval mode.
 
     `run` is as for `testbed report`: an id, its unique beginning, or a path; `client` asks for the personal model of
-    a client, of methods that have one.  Its logits are those that the run evaluated, on this machine, bit for bit.
+    a client, of methods that have one; `accelerator`: where its weights are, "cpu" or "cuda".  On the CPU, its logits
+    are those that the run evaluated, on this machine, bit for bit.
     Raises StoreError for a run without a checkpoint, or whose base model is no longer what it was trained on.
     """
     folder = RunFolder.open(Path(runs_dir), str(run))
@@ -39,7 +42,8 @@ def load(run: str | Path, runs_dir: str | Path = "runs", client: int | None = No
     _check_same(folder, base)
     method = restore_method(config["method"], config["settings"])
     snapshot = _of_client(folder, method.snapshots(last[0], base), client)
-    return mounted(method, base, snapshot.submodel, snapshot.tensors, replace(work, accelerator="cpu")).model.eval()
+    work = replace(work, accelerator=accelerator)
+    return mounted(method, base, snapshot.submodel, snapshot.tensors, work).model.eval()
 
 
 def _check_same(folder: RunFolder, base: BaseModel) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from testbed.errors import LimitError
 from testbed.node import limits
+from tests.browser.chromium import why_no_browser
 from tests.dashboards.server import why_no_npm, why_no_prometheus
 from tests.lab_runs import boards_put_right, on_this_machine, study, undisturbed  # noqa: F401 -- fixtures
 from tests.meters.jtop_server import why_no_jtop
@@ -45,6 +46,7 @@ NEEDS = {
     "sshd": (why_no_sshd, "start an SSH server"),
     "lab": (why_no_lab, "bring a virtual lab up"),
     "jtop": (why_no_jtop, "run the service of jetson-stats"),
+    "browser": (why_no_browser, "open a page in Chromium"),
     "npm": (why_no_npm, "install packages of npm"),
     "prometheus": (why_no_prometheus, "start a Prometheus server"),
 }

@@ -93,6 +93,24 @@ def test_a_job_goes_out_and_its_update_comes_back(tmp_path, server, wheel):
     assert not (server.folder / "device" / "lock.json").exists()
 
 
+def test_what_a_run_declares_is_undergone_on_a_board_too(tmp_path, server, wheel):
+    declared = {
+        "straggler": {"slowdown": 4},
+        "slow_link": {"bytes_per_second": 250_000.0, "delay_seconds": 0.05},
+        "background_load": {"processes": 1, "memory_bytes": 0},
+    }
+    what = replace(job(steps=[["spin", 0.3]], update={"a": [20_000]}), disturbances=declared)
+    with engine(tmp_path, server, wheel) as running:
+        result, _ = run_one(running, what)
+    assert result.outcome == FINISHED, result.error
+    told = result.measurement.disturbances
+    assert told["straggler"]["by"] == "stop_continue"
+    assert told["straggler"]["stopped_seconds"] > 0.1
+    assert told["slow_link"]["up_seconds"] >= 80_000 / 250_000
+    assert told["slow_link"]["down_bytes"] > 0
+    assert told["background_load"]["cpu_seconds"] > 0
+
+
 def test_agent_and_trainer_are_those_of_the_wheel_and_no_installed_ones(tmp_path, server, wheel):
     code = server.folder / "device" / "code" / wheel.sha256
     with engine(tmp_path, server, wheel) as running:

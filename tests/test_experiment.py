@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from testbed import session
-from testbed.cli import main
+from testbed.environment import describe_machine
 from testbed.errors import ConfigError, UsageError
 from testbed.experiment import load_experiment
 from testbed.experiment_cells import DONE, FAILED, LOCKS, NEW, RUNNING, UNFINISHED, run_cells, standings
@@ -133,6 +133,57 @@ def test_every_experiment_that_comes_along_can_be_read_by_its_name():
         assert load_experiment(Path(file.stem)) == load_experiment(file)
 
 
+# ── the order in which cells are run ────────────────────────────────────────────────────────────────────────────────
+FOUR = """\
+name: four
+seeds: [3, 1]
+methods: {lora: {}, bitfit: {}, linear_probe: {}, fedprox: {}}
+run: {rounds: 20}
+"""
+
+
+def test_cells_are_run_seed_by_seed_in_an_order_that_is_drawn(experiment):
+    four = experiment(FOUR)
+    assert [cell.seed for cell in four.drawn] == [3] * 4 + [1] * 4
+    blocks = [[cell.label for cell in four.drawn if cell.seed == seed] for seed in (3, 1)]
+    assert all(sorted(block) == sorted(["lora", "bitfit", "linear_probe", "fedprox"]) for block in blocks)
+    orders = {tuple(cell.label for cell in experiment(FOUR + f"order_seed: {n}\n").drawn) for n in range(8)}
+    assert len(orders) > 4, "each order_seed draws its own"
+    assert sorted(identities(experiment(FOUR + "order_seed: 5\n"))) == sorted(identities(four))
+
+
+def test_one_more_method_moves_none_of_the_others_and_neither_does_only(experiment):
+    four = [cell.label for cell in experiment(FOUR).drawn]
+    five = [cell.label for cell in experiment(FOUR.replace("lora: {}", "ffa_lora: {}, lora: {}")).drawn]
+    assert [label for label in five if label != "ffa_lora"] == four
+    some = [cell.label for cell in experiment(FOUR).only(["lora", "fedprox"]).drawn]
+    assert some == [label for label in four if label in {"lora", "fedprox"}]
+
+
+def test_the_reference_is_the_first_method_or_the_one_that_the_file_names(experiment):
+    assert experiment(FOUR).reference == "lora"
+    assert experiment(FOUR + "reference: fedprox\n").reference == "fedprox"
+    assert experiment(FOUR + "reference: fedprox\n").only(["bitfit"]).reference == "bitfit"
+
+
+# ── options that vary ───────────────────────────────────────────────────────────────────────────────────────────────
+def test_every_option_that_varies_is_an_axis_of_its_own(experiment):
+    vary = "vary: {partition: [iid, 'dirichlet:0.3'], batch_size: [8, 16], learning_rate: [1e-3]}\n"
+    cells = experiment(TWO.replace("rounds: 20, learning_rate: 2e-3", "rounds: 20") + vary).cells
+    assert len(cells) == 2 * 2 * 2 * 2
+    first, *_, last = cells
+    assert first.title == "lora, batch_size 8, partition iid, seed 0"
+    assert last.title == "fedpruner at random, batch_size 16, partition dirichlet:0.3, seed 1"
+    assert last.config.partition == {"kind": "dirichlet", "alpha": 0.3}
+    assert (last.config.batch_size, last.config.learning_rate, last.config.rounds) == (16, 0.001, 10)
+
+
+def test_a_value_that_varies_is_the_same_cell_as_where_it_is_stated(experiment):
+    varied = experiment(TWO + "vary: {batch_size: [8, 16]}\n")
+    stated = experiment(TWO.replace("rounds: 20", "rounds: 20, batch_size: 8"))
+    assert identities(stated) == identities(varied)[:4]
+
+
 # ── what tells cells apart ──────────────────────────────────────────────────────────────────────────────────────────
 def test_a_label_the_name_and_an_order_tell_no_cells_apart(experiment):
     other = (
@@ -183,10 +234,13 @@ def test_content_counts_and_not_where_it_stands(experiment, tmp_path):
 def test_identities_are_those_of_another_process(experiment, tmp_path):
     (tmp_path / "lab.yaml").write_text(INVENTORY.replace("[big]", "[big, one, two, three, four]"))
     here = identities(experiment(TWO + "inventories: [lab.yaml]\n"))
-    words = [sys.executable, "-m", "testbed", "experiment", str(tmp_path / "two.yaml"), "--dry-run", "--json"]
-    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    code = "import sys, pathlib, testbed.experiment as e; c = e.load_experiment(pathlib.Path(sys.argv[1]))\n"
+    code += "print(*(cell.identity for cell in (*c.cells, *c.drawn)))"
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    words = [sys.executable, "-c", code, str(tmp_path / "two.yaml")]
     done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert [cell["hash"] for cell in json.loads(done.stdout)["cells"]] == here
+    drawn = [cell.identity for cell in load_experiment(tmp_path / "two.yaml").drawn]
+    assert done.stdout.split() == here + drawn
 
 
 # ── wrong files ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -208,6 +262,20 @@ def test_identities_are_those_of_another_process(experiment, tmp_path):
         ("rounds: 20", "schedule: cosnie", 'run.schedule: expected one of cosine, constant, got "cosnie"'),
         ("rounds: 20", "partition: idd", 'run: --partition idd: did you mean "iid"'),
         ("[0, 1]", "[0, 0]", "seeds: expected a list of different whole numbers from 0, got [0, 0]"),
+        ("seeds", "reference: lroa\nseeds", 'reference: there is no label "lroa"; did you mean "lora"'),
+        ("seeds", "order_seed: -1\nseeds", "order_seed: expected a whole number from 0, got -1"),
+        ("seeds", "vary: {batch_size: 8}\nseeds", "vary.batch_size: expected a list of different values, each a whole"),
+        ("seeds", "vary: {batch_size: [8, 8]}\nseeds", "vary.batch_size: expected a list of different values"),
+        ("seeds", "vary: {batch_size: [8, 0]}\nseeds", "vary: batch-size=0: expected at least 1"),
+        ("seeds", "vary: {bach_size: [8]}\nseeds", 'vary.bach_size: unknown key; did you mean "batch_size"'),
+        ("seeds", "vary: {rounds: [8]}\nseeds", "run.rounds: vary says it too; leave one of them out"),
+        ("rounds: 20", "until: {acuracy: 0.5}", 'two.yaml: run: until acuracy: did you mean "accuracy"'),
+        ("rounds: 20", "until: 5", "run.until: expected a mapping such as {accuracy: 0.6"),
+        (
+            "rounds: 20",
+            "disturbances: {dropuot: 1}",
+            "run: disturbances.dropuot: there is no such disturbance; did you",
+        ),
         ("seeds", "data: [{name: x, txet: y}]\nseeds", 'data[0].txet: unknown key; did you mean "text"'),
         ("seeds", "data: [nowhere.csv]\nseeds", 'data[0].name: expected a file or folder, got "nowhere.csv": there'),
         ("seeds", "data: [{name: x, held_out: [1]}]\nseeds", "data[0].held_out: expected a share between 0 and 1, a"),
@@ -243,20 +311,6 @@ def test_a_run_is_found_by_its_cell_and_the_farthest_counts(experiment, tmp_path
     ]
 
 
-def test_dry_run_tells_the_cells_and_touches_nothing(experiment, tmp_path, capsys):
-    two = experiment(TWO)
-    runs = tmp_path / "runs"
-    finished_run(runs, two.cells[0])
-    before = sorted(tmp_path.rglob("*"))
-    assert main(["experiment", str(two.path), "--dry-run", "--runs", str(runs), "--only", "lora"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["lora,", "seed", "0", DONE, "lora-20260314-150926-5f3a", two.cells[0].identity[:12]]
-    assert lines[2].split()[3] == NEW
-    assert len(lines) == 3
-    assert main(["experiment", str(two.path), "--dry-run", "--runs", str(tmp_path / "none")]) == 0
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 # ── what is run ─────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.fixture
 def begun(monkeypatch):
@@ -283,6 +337,55 @@ def test_done_cells_are_skipped_and_unfinished_ones_gone_on_with(experiment, tmp
     assert len(begun) == 1
 
 
+def failed_run(runs_dir, cell, run="lora-20260101-000000-0000"):
+    folder = finished_run(runs_dir, cell, run)
+    folder.set_status("failed", "no client finished in 2 rounds in a row")
+    return folder
+
+
+def test_a_cell_whose_run_failed_is_left_alone_with_its_reason_until_it_is_asked_for(experiment, tmp_path, begun):
+    two = experiment(TWO).only(["lora"])
+    failed_run(tmp_path, two.cells[0])
+    finished_run(tmp_path, two.cells[1], "lora-20260201-000000-0000")
+    (left, _) = run_cells(two, tmp_path, console := silent())
+    assert (left.state, left.error, begun) == (FAILED, "no client finished in 2 rounds in a row", [])
+    assert "failed: no client finished in 2 rounds in a row" in console.file.getvalue()
+    print_outcome(two, [left], console := silent())
+    assert "--retry-failed goes on with its run lora-20260101-000000-0000" in console.file.getvalue()
+    (retried, _) = run_cells(two, tmp_path, silent(), retry_failed=True)
+    assert (retried.state, begun) == (DONE, ["lora-20260101-000000-0000"])
+
+
+def test_a_failed_run_that_cannot_be_gone_on_with_is_begun_anew(experiment, tmp_path, begun, monkeypatch):
+    lab = make_lab(tmp_path)
+    (lab / "tiny.yaml").write_text(LAB)
+    tiny = load_experiment(lab / "tiny.yaml")
+
+    def gone(folder):
+        raise ConfigError("its model is gone")
+
+    failed_run(tmp_path / "runs", tiny.cells[0])
+    monkeypatch.setattr(session, "restored", gone)
+    (standing,) = run_cells(tiny, tmp_path / "runs", console := silent(), retry_failed=True)
+    assert standing.state == DONE
+    assert begun == [standing.run.run_id] != ["lora-20260101-000000-0000"]
+    assert "cannot be gone on with, and the cell is begun anew: its model is gone" in console.file.getvalue()
+
+
+def test_what_is_left_is_told_and_gets_better_as_cells_end(experiment, tmp_path, begun):
+    four = experiment(TWO.replace("[0, 1]", "[0, 1, 2]")).only(["lora"])
+    for number, cell in enumerate(four.cells):
+        state = FINISHED if number == 0 else INTERRUPTED
+        run = finished_run(tmp_path, cell, f"lora-20260101-00000{number}-0000", state=state)
+        versions = {"machine": describe_machine(), "packages": {}}
+        (run.path / "versions.json").write_text(json.dumps(versions))
+        run.note(running_seconds=600.0)
+    run_cells(four, tmp_path, console := silent())
+    rules = [line for line in console.file.getvalue().splitlines() if line.startswith("cell ")]
+    assert "cell 1 of 3: lora, seed 0, about 19 min left" in rules[0]  # 1 of 20 rounds of both is done
+    assert "cell 3 of 3: lora, seed 2, about 10 min left" in rules[2]
+
+
 def test_a_cell_that_another_process_is_at_is_left_alone(experiment, tmp_path, begun):
     two = experiment(TWO).only(["lora"])
     for number, cell in enumerate(two.cells):
@@ -304,13 +407,14 @@ def test_the_outcome_has_every_method_over_its_seeds(experiment, tmp_path):
     finished_run(tmp_path, pruner, "fedpruner-20260201-000000-0000", accuracy=0.4)
     ended = standings(two.cells, tmp_path)
     ended[-1] = replace(ended[-1], state=FAILED, error="no client can take part")
-    print_outcome(ended, console := silent())
+    print_outcome(two, ended, console := silent())
     lines = [line.split() for line in console.file.getvalue().splitlines()]
-    assert ["lora", "2", "of", "2", "0.550", "0.071", "1.000", "0.000"] in lines
-    assert ["fedpruner", "at", "random", "1", "of", "2", "0.400", "–", "1.000", "–"] in lines
-    assert f"failed: {other.title}: no client can take part".split() in lines
+    assert ["lora", "2", "of", "2", "0.550", "1.000", "10.0", "s", "–", "0", "B", "–", "–"] in lines
+    told = "fedpruner at random 1 of 2 0.400 1.000 10.0 s – 0 B -0.100 not enough runs to say"
+    assert told.split() in lines
+    assert f"failed: {other.title}: no client can take part; the same command tries it again".split() in lines
     content = json.loads(outcome_to_json(two, ended))
-    assert [row["accuracy_deviation"] for row in content["rows"]] == [pytest.approx(0.0707, abs=1e-4), None]
+    assert [row["accuracy"]["deviation"] for row in content["rows"]] == [pytest.approx(0.0707, abs=1e-4), None]
     assert [cell["state"] for cell in content["cells"]] == [DONE, DONE, DONE, FAILED]
     assert len(content["runs"]) == 3
 

@@ -125,6 +125,14 @@ def test_the_export_is_a_peft_folder(uninterrupted):
     assert (folder / "export" / "adapter_model.safetensors").is_file()
 
 
+def test_every_figure_of_it_is_derived_again_from_its_sealed_folder(lab, testbed, uninterrupted):
+    folder, _ = uninterrupted
+    (told,) = json.loads(testbed("verify", folder.name, "--runs", str(lab / "whole"), "--json").stdout)
+    verdicts = {check["name"]: check["verdict"] for check in told["checks"]}
+    derived = ("files", "results", "rounds", "times", "peaks", "energy", "state", "export", "base model", "data")
+    assert [verdicts[name] for name in derived] == ["holds"] * len(derived)
+
+
 def test_report_and_runs_show_it_and_csv_and_json_agree(lab, testbed, uninterrupted):
     folder, _ = uninterrupted
     assert folder.name in testbed("runs", "--runs", str(lab / "whole")).stdout
@@ -148,6 +156,7 @@ def test_a_controller_killed_in_mid_run_is_resumed_to_the_same_state_bit_for_bit
     whole, _ = uninterrupted
     assert status(folder)["state"] == "finished"
     assert status(folder)["final_state"] == status(whole)["final_state"]
+    testbed("verify", folder.name, "--runs", str(lab / "killed"), "--no-data")  # sealed at its own end, and holds
 
 
 def test_agents_of_a_killed_controller_end_by_themselves(lab, environment):

@@ -57,6 +57,7 @@ def test_the_wheel_holds_code_methods_and_data_and_nothing_else(wheel):
     assert "testbed/package_data/experiments/quickstart.yaml" in names
     assert "testbed/package_data/inventory/traces/jetson_orin_nano.csv" in names
     assert "testbed/package_data/dashboards/json/fleet.json" in names
+    assert "testbed/reports/page.html.jinja" in names
     assert "testbed/package_data/inventory/profiles/jetson_nano_4gb.yaml" in names
     assert "testbed/py.typed" in names
 

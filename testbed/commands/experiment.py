@@ -22,16 +22,25 @@ _FAILED = 1
 
 @click.command("experiment")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Print the cells and where each stands; nothing is started.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the cells, where each stands, and what the rest will take, each figure with its source; start nothing.",
+)
 @click.option("--only", multiple=True, metavar="LABEL", help="Only the methods of this label (repeatable).")
+@click.option(
+    "--retry-failed",
+    is_flag=True,
+    help="Take on cells whose run failed, too: go on with the run, or begin anew where that cannot be.",
+)
 @json_option
 @runs_option
-def command(file: Path, dry_run: bool, only: tuple[str, ...], as_json: bool, runs_dir: Path) -> int:
+def command(file: Path, dry_run: bool, only: tuple[str, ...], retry_failed: bool, as_json: bool, runs_dir: Path) -> int:
     """Run every method of FILE with every seed, on all its data, models and inventories, and compare them.
 
     FILE is an experiment's YAML file, or the name of one that comes along: quickstart.  A run that is done is not
     done again, and one that was interrupted is gone on with: the same command goes on.  What decides a result tells
-    the runs apart, so a changed setting runs only what it changes.
+    the runs apart, so a changed setting runs only what it changes.  A run that failed is left alone, and told.
     """
     # Before torch is imported: threads that wait for each other do not keep the trainers' cores busy.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -42,33 +51,49 @@ def command(file: Path, dry_run: bool, only: tuple[str, ...], as_json: bool, run
 
     experiment = load_experiment(file).only(only)
     if dry_run:
-        _show_standings(experiment, runs_dir, as_json=as_json)
-        return 0
+        return _forecast(experiment, runs_dir, retry_failed=retry_failed, as_json=as_json)
     console = Console(stderr=as_json)  # with --json, standard output is for the result
     again = ["testbed", "experiment", str(file), *(word for label in only for word in ("--only", label))]
-    ended = _run(experiment, runs_dir, console, [*again, "--runs", str(runs_dir)])
+    again += [*(["--retry-failed"] if retry_failed else []), "--runs", str(runs_dir)]
+    ended = _run(experiment, runs_dir, console, again, retry_failed=retry_failed)
     _show_outcome(experiment, ended, console, as_json=as_json)
     return _FAILED if any(standing.state == FAILED for standing in ended) else 0
 
 
-def _show_standings(experiment: Experiment, runs_dir: Path, *, as_json: bool) -> None:
+def _forecast(experiment: Experiment, runs_dir: Path, *, retry_failed: bool, as_json: bool) -> int:
+    """Exit code 1 where a cell cannot be run: no device holds it, or its data is not there."""
     from rich.console import Console
 
     from testbed.experiment_cells import standings
-    from testbed.experiment_tables import print_standings, standings_to_json
+    from testbed.experiment_tables import print_standings
+    from testbed.forecast import Known
+    from testbed.forecast_plan import forecasts
+    from testbed.forecast_table import dry_run_to_json, print_forecasts
 
-    found = standings(experiment.cells, runs_dir)
+    console, notes = Console(), Console(stderr=True)
+    found = standings(experiment.drawn, runs_dir)
+    if not as_json:
+        print_standings(experiment, found, console)
+    ahead = forecasts(
+        found,
+        Known(experiment, runs_dir),
+        retry_failed=retry_failed,
+        say=lambda text: notes.print(text, style="dim", markup=False),
+    )
     if as_json:
-        click.echo(standings_to_json(experiment, found))
+        click.echo(dry_run_to_json(experiment, found, ahead))
     else:
-        print_standings(found, Console())
+        print_forecasts(ahead, console)
+    return _FAILED if any(each.outlook.error is not None for each in ahead) else 0
 
 
-def _run(experiment: Experiment, runs_dir: Path, console: Console, again: list[str]) -> list[Standing]:
+def _run(
+    experiment: Experiment, runs_dir: Path, console: Console, again: list[str], *, retry_failed: bool
+) -> list[Standing]:
     from testbed.experiment_cells import run_cells
 
     try:
-        return run_cells(experiment, runs_dir, console)
+        return run_cells(experiment, runs_dir, console, retry_failed=retry_failed)
     except KeyboardInterrupt:
         console.print(f"go on with: {shlex.join(again)}", markup=False, highlight=False, soft_wrap=True)
         raise
@@ -80,4 +105,4 @@ def _show_outcome(experiment: Experiment, ended: list[Standing], console: Consol
     if as_json:
         click.echo(outcome_to_json(experiment, ended))
     else:
-        print_outcome(ended, console)
+        print_outcome(experiment, ended, console)

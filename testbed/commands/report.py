@@ -1,34 +1,160 @@
-"""`testbed report`: the figures of one run, or of several beside each other."""
+"""`testbed report`: what came of one run, of several or of an experiment: printed, on a page, or for a paper."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from testbed.commands._options import runs_option
+from testbed.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    from testbed.experiment import Experiment
+    from testbed.experiment_cells import Standing
+    from testbed.reports.exhibits import Report
+    from testbed.store import RunFolder
+
+_EXPERIMENT_FILES = (".yaml", ".yml")
+_PAGES = (".html", ".htm")
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What is reported: runs, or the cells of an experiment with the runs of those that are done."""
+
+    runs: Sequence[RunFolder]
+    experiment: Experiment | None = None
+    standings: Sequence[Standing] = ()
 
 
 @click.command("report")
-@click.argument("runs", metavar="[RUN]...", nargs=-1)
+@click.argument("runs", metavar="[RUN]...|EXPERIMENT", nargs=-1)
+@click.option("-o", "--output", "page", metavar="FILE.html", type=click.Path(path_type=Path), help="Write a page.")
+@click.option(
+    "--paper", metavar="DIR", type=click.Path(path_type=Path), help="Write every figure and table as files for a paper."
+)
+@click.option("--reference", metavar="LABEL", help="On the page: the method that the others are compared with.")
 @click.option("--target", type=click.FloatRange(0, 1), help="Tell the rounds and seconds until this accuracy.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line per run and per device, for a spreadsheet.")
 @click.option("--json", "as_json", is_flag=True, help="The same numbers for a program.")
 @runs_option
-def command(runs: tuple[str, ...], target: float | None, as_csv: bool, as_json: bool, runs_dir: Path) -> None:
-    """Print quality, time, memory and traffic of each RUN, and compare several.
+def command(
+    runs: tuple[str, ...],
+    page: Path | None,
+    paper: Path | None,
+    reference: str | None,
+    target: float | None,
+    as_csv: bool,
+    as_json: bool,
+    runs_dir: Path,
+) -> None:
+    """Report quality, time, memory, energy and traffic of each RUN, and compare several.
 
     Without RUN: the newest finished run of every method.  A RUN is an id as `testbed runs` lists them, the beginning
-    of one that no other run shares, or a path.
-    """
-    from testbed.report import summarise
-    from testbed.report_tables import print_report, to_csv, to_json
-    from testbed.store import RunFolder, newest_of_each_method
+    of one that no other run shares, or a path.  EXPERIMENT is an experiment's file, or the name of one that comes
+    along: its runs that are done.
 
+    With -o the report is one HTML file that stands alone; with --paper figures as PDF, SVG and PNG, and tables as
+    LaTeX, CSV and Markdown.
+    """
+    _check_options(page, paper, reference, as_csv=as_csv, as_json=as_json)
+    chosen = _chosen(runs, runs_dir)
+    if page or paper:
+        _write(chosen, page, paper, target, reference)
+    elif chosen.experiment and not as_csv:
+        _print_experiment(chosen.experiment, chosen.standings, target, as_json=as_json)
+    else:
+        _print_runs(chosen.runs, target, as_csv=as_csv, as_json=as_json)
+
+
+# ── what was asked for ──────────────────────────────────────────────────────────────────────────────────────────────
+def _check_options(
+    page: Path | None, paper: Path | None, reference: str | None, *, as_csv: bool, as_json: bool
+) -> None:
+    """Before anything is read: a long report is not lost to a wrong place."""
     if as_csv and as_json:
         raise click.UsageError("--csv and --json: choose one of them")
-    chosen = dict.fromkeys(runs or newest_of_each_method(runs_dir))
-    summaries = [summarise(RunFolder.open(runs_dir, run), target) for run in chosen]
+    if (page or paper) and (as_csv or as_json):
+        raise click.UsageError("-o and --paper write files, --csv and --json print: choose one kind")
+    if reference is not None and not (page or paper):
+        raise click.UsageError("--reference tells what the page compares with: add -o FILE.html or --paper DIR")
+    if page:
+        _check_page(page)
+    if paper:
+        if paper.exists() and not paper.is_dir():
+            raise UsageError(f"--paper {paper}: expected a folder, there is a file; name another place")
+        _check_writable("--paper", paper, paper)
+
+
+def _check_page(page: Path) -> None:
+    if page.is_dir():
+        raise UsageError(f"-o {page}: is a folder; name the file: -o {page / 'report.html'}")
+    if page.suffix.lower() not in _PAGES:
+        raise UsageError(
+            f"-o {page}: the page is HTML; name it so: -o {page.with_name((page.stem or 'report') + '.html')}"
+        )
+    _check_writable("-o", page, page.parent)
+
+
+def _check_writable(option: str, path: Path, folder: Path) -> None:
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UsageError(f"{option} {path}: {there} is a file, not a folder; name another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {path}: {there} is not writable; name another place")
+
+
+def _chosen(runs: Sequence[str], runs_dir: Path) -> _Chosen:
+    from testbed.store import RunFolder, newest_of_each_method
+
+    files = [run for run in runs if _is_experiment(run, runs_dir)]
+    if not files:
+        names = dict.fromkeys(runs or newest_of_each_method(runs_dir))
+        return _Chosen([RunFolder.open(runs_dir, name) for name in names])
+    if len(runs) > 1:
+        raise UsageError(f"{files[0]} is an experiment, which stands for all of its runs: name it alone, or runs alone")
+    return _cells_of(files[0], runs_dir)
+
+
+def _is_experiment(word: str, runs_dir: Path) -> bool:
+    return Path(word).suffix in _EXPERIMENT_FILES or (word in _bundled() and not (runs_dir / word).exists())
+
+
+def _bundled() -> list[str]:
+    from testbed.package_data import data_folder
+
+    return sorted(path.stem for path in data_folder("experiments").glob("*.yaml"))
+
+
+def _cells_of(name: str, runs_dir: Path) -> _Chosen:
+    from testbed.experiment import load_experiment
+    from testbed.experiment_cells import DONE, standings
+
+    if name not in _bundled() and not Path(name).is_file():
+        raise UsageError(f"{name}: there is no such experiment file; those that come along are {', '.join(_bundled())}")
+    experiment = load_experiment(Path(name))
+    found = standings(experiment.cells, runs_dir)
+    done = {standing.run.run_id: standing.run for standing in found if standing.state == DONE and standing.run}
+    if not done:
+        raise StoreError(
+            f"{runs_dir}: none of the {len(found)} runs of {experiment.name} is done; `testbed experiment {name}` "
+            "makes them, and --runs says where they are kept"
+        )
+    return _Chosen(list(done.values()), experiment, found)
+
+
+# ── printed ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def _print_runs(runs: Sequence[RunFolder], target: float | None, *, as_csv: bool, as_json: bool) -> None:
+    from testbed.report import summarise
+    from testbed.report_tables import print_report, to_csv, to_json
+
+    summaries = [summarise(run, target) for run in runs]
     if as_csv:
         click.echo(to_csv(summaries), nl=False)
     elif as_json:
@@ -37,3 +163,91 @@ def command(runs: tuple[str, ...], target: float | None, as_csv: bool, as_json: 
         from rich.console import Console
 
         print_report(summaries, Console())
+
+
+def _print_experiment(
+    experiment: Experiment, standings: Sequence[Standing], target: float | None, *, as_json: bool
+) -> None:
+    from rich.console import Console
+
+    from testbed.experiment_tables import outcome_to_json, print_outcome
+
+    if target is not None:
+        raise click.UsageError("--target: with an experiment, add -o FILE.html or --paper DIR, or --csv")
+    if as_json:
+        click.echo(outcome_to_json(experiment, standings))
+    else:
+        print_outcome(experiment, standings, Console())
+
+
+# ── written ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def _write(chosen: _Chosen, page: Path | None, paper: Path | None, target: float | None, reference: str | None) -> None:
+    from testbed.reports.files import write_file
+    from testbed.reports.page import page_of
+    from testbed.reports.paper import write_paper
+
+    report = _report(chosen, target, reference)
+    with _progress(report, bool(page) + bool(paper)) as tell:
+        if page:
+            _say_page(write_file(page, page_of(report, tell)), report)
+        if paper:
+            written = write_paper(report, paper, tell)
+            click.echo(f"{paper}: {len(written)} files, listed in {written[-1]}")
+    undone = sum(standing.run is None or standing.state != "done" for standing in chosen.standings)
+    if undone:
+        click.echo(
+            f"{undone} of {len(chosen.standings)} runs of the experiment are not done: the report says which", err=True
+        )
+
+
+def _report(chosen: _Chosen, target: float | None, reference: str | None) -> Report:
+    from rich.console import Console
+
+    from testbed.reports.gather import report_of
+
+    experiment = chosen.experiment
+    asked: dict[str, Any] = {"target": target, "reference": reference}
+    if experiment:
+        asked = {
+            "target": experiment.protocol.target if target is None else target,
+            "reference": reference or experiment.reference,
+            "experiment": chosen.standings,
+            "rows": tuple(dict.fromkeys(cell.row for cell in experiment.cells)),
+        }
+    with Console(stderr=True).status(f"reading {len(chosen.runs)} runs …"):
+        return report_of(chosen.runs, title=_title(chosen), **asked)
+
+
+def _title(chosen: _Chosen) -> str:
+    if chosen.experiment:
+        return chosen.experiment.name
+    methods = list(dict.fromkeys(str(run.config.get("method")) for run in chosen.runs))
+    if len(chosen.runs) == 1:
+        return f"A run of {methods[0]}"
+    named = ", ".join(methods) if len(methods) <= 4 else f"{len(methods)} methods"
+    return f"{len(chosen.runs)} runs of {named}"
+
+
+def _say_page(page: Path, report: Report) -> None:
+    from testbed.quantities import bytes_text
+    from testbed.reports.exhibits import Figure
+
+    figures = sum(isinstance(exhibit, Figure) for exhibit in report.exhibits)
+    tables = len(report.exhibits) - figures
+    click.echo(f"{page}: {bytes_text(page.stat().st_size)}, {figures} figures, {tables} tables")
+
+
+@contextmanager
+def _progress(report: Report, forms: int) -> Iterator[Callable[[str], None]]:
+    """On a terminal's stderr: what is being drawn, and how much is left."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=forms * len(report.exhibits))
+
+        def tell(title: str) -> None:
+            progress.update(task, advance=1, description=escape(title))
+
+        yield tell

@@ -55,6 +55,13 @@ def _number(name: str, kind: Any, text: str) -> Callable[[Any], Any]:
 @_number("evaluate_every", int, "Rounds between evaluations of the global model (the last is always evaluated).")
 @_number("job_timeout_seconds", float, "Seconds after which a job is stopped.")
 @_number("reconnect_seconds", float, "Seconds for which a lost link is looked for again [default: 120 over SSH].")
+@click.option(
+    "--until",
+    multiple=True,
+    metavar="NAME=NUMBER",
+    help="End before the last round: accuracy=0.6 once reached, or when a budget ran out: seconds=120, joules=300, "
+    "'bytes=50 MiB' (repeatable; every round is then evaluated).",
+)
 @click.option("--schedule", type=click.Choice(["cosine", "constant"]), default="cosine", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option(
@@ -72,6 +79,13 @@ def _number(name: str, kind: Any, text: str) -> Callable[[Any], Any]:
 @_number("idle_seconds", float, "At rest before and after the rounds [default: 60 where a device has a meter].")
 @_number("start_below_celsius", float, "No device begins hotter than this.")
 @_number("cool_seconds", float, "How long that is waited for.")
+@click.option(
+    "--disturb",
+    multiple=True,
+    metavar="KIND=VALUE",
+    help="What devices undergo: dropout=0.3, straggler=3@pi-4, 'slow_link=1 Mbit/s,delay=50 ms', "
+    "'background_load=1,memory=64 MiB', 'thermal_limit=20 s' (repeatable; docs/disturbances.md).",
+)
 @click.option(
     "--power-cycle", is_flag=True, help="Switch a device that hangs off and on, where its meter is a switch too."
 )

@@ -42,6 +42,7 @@ class NodeSettings:
     code: tuple[str, ...] = ()  # folders with modules that are not installed
     wheel: CodeWheel | None = None  # our code, for other machines
     cgroup_parent: Path | None = None
+    slowed: frozenset[str] = frozenset()  # devices whose processor may be held back, as the run declares
     environment: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # device → its fact sheet
     private: frozenset[str] = frozenset()  # contents that go to their device directly, whatever `via` says: shards

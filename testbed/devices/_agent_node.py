@@ -335,6 +335,7 @@ class AgentNode:
             "memory_bytes": device.budget.memory_bytes if settings.capped else None,
             "cores": device.budget.cores,
             "threads": device.threads,
+            "may_be_slowed": device.name in settings.slowed,
             "accelerator": device.accelerator,
             "accelerator_charged": settings.facts.get(self.name, {}).get("cuda_charged_to_cgroup"),
             "cgroup_parent": self._cgroup_parent(),

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from testbed.node.frames import Sink
+    from testbed.node.pace import Pace
 
 #: Progress is dropped when a controller that does not read has so much waiting for it.
 _MAX_WAITING_BYTES = 1 << 20
@@ -81,6 +82,7 @@ class Agent:
         self.last_heard = time.monotonic()
         self._receiving: tuple[str, float] | None = None  # the job whose payload comes, and since when
         self._gave_sign = 0.0
+        self._pace: Pace | None = None
         self._telemetry_seconds: float | None = settings.get("telemetry_seconds")
         self._next_telemetry = 0.0
 
@@ -93,7 +95,8 @@ class Agent:
             if self.worker.child is not None and self.worker.child.farewell is None:
                 poll.register(self.worker.child, select.POLLIN)
             if self.controller is not None:
-                poll.register(self.controller, select.POLLIN | (select.POLLOUT if self.controller.writer else 0))
+                sending = select.POLLOUT if self.controller.writer.wants_to_send else 0
+                poll.register(self.controller, select.POLLIN | sending)
             for fd, happened in poll.poll(self._patience_ms()):
                 self._handle(fd, happened, listener)
             self.worker.on_time()
@@ -116,6 +119,12 @@ class Agent:
     def tell_if_it_listens(self, header: Header) -> None:
         if self.controller is not None and self.controller.writer.waiting_bytes < _MAX_WAITING_BYTES:
             self.tell(header)
+
+    def pace(self, pace: Pace | None) -> None:
+        """From now on nothing goes to the controller faster, whichever channel it comes by."""
+        self._pace = pace
+        if self.controller is not None:
+            self.controller.writer.pace = pace
 
     def send_update(self, header: Header, update: Path, then: Callable[[], None]) -> None:
         if self.controller is not None and self.greeted:
@@ -163,7 +172,8 @@ class Agent:
 
     def _patience_ms(self) -> int | None:
         telemetry = self._next_telemetry if self.greeted and self._telemetry_seconds is not None else math.inf
-        due = min(self.worker.next_due() or math.inf, self._orphaned_at(), telemetry)
+        sending = self.controller.writer.due if self.controller is not None else None
+        due = min(self.worker.next_due() or math.inf, self._orphaned_at(), telemetry, sending or math.inf)
         return max(0, int((due - time.monotonic()) * 1000) + 1) if due < math.inf else None
 
     # ── the controller ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -172,6 +182,7 @@ class Agent:
         self.tell({"type": "superseded"})
         self._hang_up()
         self.controller = Channel(sock, self._open_sink, self._take_frame)
+        self.controller.writer.pace = self._pace
 
     def _serve_controller(self, channel: Channel, happened: int) -> None:
         if happened & select.POLLOUT:
@@ -278,7 +289,9 @@ def _create_group(settings: dict[str, Any]) -> limits.Group | None:
         return None
     name = f"{settings['run']}-{settings['device']}-{os.getpid()}"
     parent = settings.get("cgroup_parent")
-    return limits.create(name, settings["memory_bytes"], settings.get("cores"), Path(parent) if parent else None)
+    quota = bool(settings.get("may_be_slowed"))
+    where = Path(parent) if parent else None
+    return limits.create(name, settings["memory_bytes"], settings.get("cores"), where, quota=quota)
 
 
 def _describe(group: limits.Group | None) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class Child:
         """What must hold before the first byte of the trainer is loaded."""
         if self.group is not None:
             self.group.add(os.getpid())
-        _die_with(agent)
+        die_with(agent)
         for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123 -- /proc
@@ -163,7 +163,7 @@ class Child:
         os.chdir(spool)
 
 
-def _die_with(agent: int) -> None:
+def die_with(agent: int) -> None:
     """Have the kernel kill us when the agent dies, even by SIGKILL."""
     import ctypes  # a megabyte, paid in the child only
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
     from pathlib import Path
+
+    from testbed.node.pace import Pace
 
 PREFIX = struct.Struct(">IQ")
 MAX_HEADER_BYTES = 4 << 20
@@ -214,8 +217,8 @@ class _File:
         self.size = self.left = os.fstat(self.fd).st_size
         self.offset = 0
 
-    def send(self, channel: socket.socket) -> int:
-        count = os.sendfile(channel.fileno(), self.fd, self.offset, min(self.left, 1 << 30))
+    def send(self, channel: socket.socket, most: int) -> int:
+        count = os.sendfile(channel.fileno(), self.fd, self.offset, min(most, 1 << 30))
         if not count:
             raise WireError("a payload became shorter while it was sent")
         self.offset += count
@@ -229,9 +232,10 @@ class _File:
 
 
 class FrameWriter:
-    """Frames on their way out, in order; `flush` sends what the channel takes."""
+    """Frames on their way out, in order; `flush` sends what the channel takes, and no faster than its pace."""
 
     def __init__(self) -> None:
+        self._pace: Pace | None = None  # None: as fast as the channel takes it
         self._queue: deque[memoryview | _File | Callable[[], None]] = deque()
         self.waiting_bytes = 0  # of headers; payloads wait in their files
         self.sent_bytes = 0
@@ -239,11 +243,38 @@ class FrameWriter:
     def __bool__(self) -> bool:
         return bool(self._queue)
 
+    @property
+    def pace(self) -> Pace | None:
+        """How fast a slow link lets pass what is sent, if it is to be slow."""
+        return self._pace
+
+    @pace.setter
+    def pace(self, pace: Pace | None) -> None:
+        if pace is self._pace:
+            return
+        if self._pace is not None:
+            self._pace.end()
+        self._pace = pace
+        if pace is not None and self._queue:
+            pace.begin()
+
+    @property
+    def due(self) -> float | None:
+        """When the pace lets something pass again, on the monotonic clock; None where it holds nothing back."""
+        return self._pace.due if self._pace is not None and self._queue else None
+
+    @property
+    def wants_to_send(self) -> bool:
+        """Whether something waits, and may pass now."""
+        return bool(self._queue) and (self._pace is None or time.monotonic() >= self._pace.due)
+
     def send(self, header: Header, payload: Path | None = None) -> int:
         """Queue a frame and return its size in bytes; raises OSError when the payload cannot be read."""
         file = _File(payload) if payload is not None else None
         size = file.size if file is not None else 0
         head = encode(header, size)
+        if self._pace is not None and not self._queue:
+            self._pace.begin()
         self._queue.append(memoryview(head))
         self.waiting_bytes += len(head)
         if file is not None:
@@ -258,9 +289,12 @@ class FrameWriter:
         """Send what the channel takes; True when nothing is left.  Raises OSError when the channel is lost."""
         try:
             while self._queue:
-                self._send_first(channel)
+                if not self._send_first(channel):
+                    return False
         except BlockingIOError:
             return False
+        if self._pace is not None:
+            self._pace.end()
         return True
 
     def close(self) -> None:
@@ -271,21 +305,32 @@ class FrameWriter:
         self._queue.clear()
         self.waiting_bytes = 0
 
-    def _send_first(self, channel: socket.socket) -> None:
+    def _send_first(self, channel: socket.socket) -> bool:
+        """Send of the first thing what may pass; False where that is nothing now."""
         item = self._queue[0]
-        if isinstance(item, _File):
-            if item.left:
-                self.sent_bytes += item.send(channel)
-            if not item.left:
-                item.close()
-                self._queue.popleft()
-        elif isinstance(item, memoryview):
-            count = channel.send(item)
-            self.sent_bytes += count
-            self.waiting_bytes -= count
-            self._queue[0] = item[count:]
-            if count == len(item):
-                self._queue.popleft()
-        else:
+        if not isinstance(item, memoryview | _File):
             self._queue.popleft()
             item()
+            return True
+        left = item.left if isinstance(item, _File) else len(item)
+        most = left if self._pace is None else self._pace.grant(left)
+        if left and not most:
+            return False
+        count = self._send_some(channel, item, most) if left else 0
+        self.sent_bytes += count
+        if self._pace is not None:
+            self._pace.took(count)
+        if count == left:
+            self._queue.popleft()
+        return True
+
+    def _send_some(self, channel: socket.socket, item: memoryview | _File, most: int) -> int:
+        if isinstance(item, _File):
+            count = item.send(channel, most)
+            if not item.left:
+                item.close()
+            return count
+        count = channel.send(item[:most])
+        self.waiting_bytes -= count
+        self._queue[0] = item[count:]
+        return count

@@ -47,9 +47,10 @@ class Group(ABC):
     peak_source: str
     peak_file: str
 
-    def __init__(self, path: Path, limit_bytes: int) -> None:
+    def __init__(self, path: Path, limit_bytes: int, cores: float | None = None) -> None:
         self.path = path
         self.limit_bytes = limit_bytes
+        self.cores = cores  # of its budget; None: no quota
         self._stat = KernelFile(path / "memory.stat")
         self._peak = KernelFile(path / self.peak_file)
         self._reset = KernelFile(path / self.peak_file, os.O_RDWR)
@@ -71,6 +72,10 @@ class Group(ABC):
     @abstractmethod
     def oom_kills(self) -> int:
         """How often the kernel has killed in this very group (the counter is not inherited by parents)."""
+
+    @abstractmethod
+    def limit_cores(self, cores: float | None) -> bool:
+        """Hold everything inside to so many cores, with None to those of its budget; False where the kernel cannot."""
 
     def peak(self) -> int | None:
         """The kernel's own peak in bytes, page cache included; None where it keeps none."""
@@ -102,8 +107,8 @@ class Group1(Group):
     peak_source = "cgroup1_max_usage"
     peak_file = "memory.max_usage_in_bytes"
 
-    def __init__(self, path: Path, limit_bytes: int, cpu_path: Path | None = None) -> None:
-        super().__init__(path, limit_bytes)
+    def __init__(self, path: Path, limit_bytes: int, cpu_path: Path | None = None, cores: float | None = None) -> None:
+        super().__init__(path, limit_bytes, cores)
         self.cpu_path = cpu_path
         self._kernel = KernelFile(path / "memory.kmem.usage_in_bytes")
         self._events = KernelFile(path / "memory.oom_control")
@@ -111,6 +116,11 @@ class Group1(Group):
     @property
     def paths(self) -> tuple[Path, ...]:
         return (self.path,) if self.cpu_path is None else (self.path, self.cpu_path)
+
+    def limit_cores(self, cores: float | None) -> bool:
+        cores = self.cores if cores is None else cores
+        quota = -1 if cores is None else _quota(cores)
+        return self.cpu_path is not None and _try_write(self.cpu_path / "cpu.cfs_quota_us", str(quota))
 
     def oom_kills(self) -> int:
         return self._events.table().get("oom_kill", 0)
@@ -132,8 +142,8 @@ class Group2(Group):
     peak_source = "cgroup2_peak"
     peak_file = "memory.peak"
 
-    def __init__(self, path: Path, limit_bytes: int) -> None:
-        super().__init__(path, limit_bytes)
+    def __init__(self, path: Path, limit_bytes: int, cores: float | None = None) -> None:
+        super().__init__(path, limit_bytes, cores)
         self._local_events = KernelFile(path / "memory.events.local")
         self._events = KernelFile(path / "memory.events")
 
@@ -142,6 +152,11 @@ class Group2(Group):
             return False
         self._peak = self._reset  # only this open file sees the new peak
         return True
+
+    def limit_cores(self, cores: float | None) -> bool:
+        cores = self.cores if cores is None else cores
+        quota = "max" if cores is None else str(_quota(cores))
+        return _try_write(self.path / "cpu.max", f"{quota} {CPU_PERIOD_MICROSECONDS}")
 
     def oom_kills(self) -> int:
         return (self._local_events.table() or self._events.table()).get("oom_kill", 0)
@@ -158,18 +173,26 @@ class Group2(Group):
 
 
 def create(
-    name: str, memory_bytes: int, cores: float | None = None, parent: Path | None = None, root: Path = ROOT
+    name: str,
+    memory_bytes: int,
+    cores: float | None = None,
+    parent: Path | None = None,
+    root: Path = ROOT,
+    *,
+    quota: bool = False,
 ) -> Group:
     """A capped group for one trainer, swap off; raises LimitError when none can be made here.
 
-    `parent` names the directory to create it in (v1: of the memory controller); None finds one.
+    `parent` names the directory to create it in (v1: of the memory controller); None finds one.  `quota`: `limit_cores`
+    is to hold it back later, where that can be had.
     """
     name = PREFIX + "".join(c if c.isalnum() or c in "._-" else "_" for c in name)[:200]
     try:
         version, where = (_version_of(parent), parent) if parent is not None else find_parent(root)
         if version == "v1":
-            return _create1(where / name, memory_bytes, cores, _beside(where, root))
-        return _create2(where / name, memory_bytes, cores)
+            cpu_root = _beside(where, root) if quota or cores is not None else None
+            return _create1(where / name, memory_bytes, cores, cpu_root)
+        return _create2(where / name, memory_bytes, cores, quota=quota)
     except OSError as error:
         raise LimitError(
             f"memory cannot be capped here: a group of {memory_bytes} bytes was to be made, and {error.filename} said "
@@ -232,38 +255,44 @@ def _kill_inside(path: Path) -> None:
                 os.kill(int(pid), signal.SIGKILL)
 
 
-def _create1(path: Path, memory_bytes: int, cores: float | None, cpu_root: Path) -> Group1:
-    cpu_path = cpu_root / path.name if cores is not None and _writable(cpu_root) else None
-    group = Group1(path, memory_bytes, cpu_path)
+def _create1(path: Path, memory_bytes: int, cores: float | None, cpu_root: Path | None) -> Group1:
+    cpu_path = cpu_root / path.name if cpu_root is not None and _writable(cpu_root) else None
+    group = Group1(path, memory_bytes, cpu_path, cores)
     try:
         for made in group.paths:
             made.mkdir()
         (path / "memory.limit_in_bytes").write_text(str(memory_bytes))
         _try_write(path / "memory.memsw.limit_in_bytes", str(memory_bytes))  # absent where swap is not accounted
         _try_write(path / "memory.swappiness", "0")
-        if cpu_path is not None and cores is not None:
+        if cpu_path is not None:
             (cpu_path / "cpu.cfs_period_us").write_text(str(CPU_PERIOD_MICROSECONDS))
-            (cpu_path / "cpu.cfs_quota_us").write_text(str(int(cores * CPU_PERIOD_MICROSECONDS)))
+            if cores is not None:
+                (cpu_path / "cpu.cfs_quota_us").write_text(str(_quota(cores)))
     except OSError:
         group.remove()
         raise
     return group
 
 
-def _create2(path: Path, memory_bytes: int, cores: float | None) -> Group2:
-    _enable_controllers(path.parent, "memory" if cores is None else "memory cpu")
+def _create2(path: Path, memory_bytes: int, cores: float | None, *, quota: bool = False) -> Group2:
+    _enable_controllers(path.parent, "memory cpu" if quota or cores is not None else "memory")
     path.mkdir()
-    group = Group2(path, memory_bytes)
+    group = Group2(path, memory_bytes, cores)
     try:
         (path / "memory.max").write_text(str(memory_bytes))
         _try_write(path / "memory.swap.max", "0")  # absent on a kernel without swap
         _try_write(path / "memory.oom.group", "1")
         if cores is not None:
-            _try_write(path / "cpu.max", f"{int(cores * CPU_PERIOD_MICROSECONDS)} {CPU_PERIOD_MICROSECONDS}")
+            _try_write(path / "cpu.max", f"{_quota(cores)} {CPU_PERIOD_MICROSECONDS}")
     except OSError:
         group.remove()
         raise
     return group
+
+
+def _quota(cores: float) -> int:
+    """In microseconds of a period; the kernel takes none below 1 ms."""
+    return int(cores * CPU_PERIOD_MICROSECONDS)
 
 
 def _beside(parent: Path, root: Path) -> Path:

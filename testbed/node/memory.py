@@ -84,7 +84,8 @@ _NOTHING_HELD = AcceleratorSample()
 class Sample:
     """What the counters said once: bytes, and refaults since the group was made.
 
-    lower   unreclaimable memory with the accelerator's, none of it twice: what was held for certain
+    lower   unreclaimable memory with the accelerator's, none of it twice: what was held for certain.  Of the trainer
+            itself: where it is not `alone` in its group, what the group holds is not it
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Sample:
         accelerator: AcceleratorSample = _NOTHING_HELD,
         *,
         group_may_hold_it: bool = False,
+        alone: bool = True,
     ) -> None:
         self.high_water = status["VmHWM"]
         self.resident = status["VmRSS"]
@@ -101,7 +103,7 @@ class Sample:
         self.file = status.get("RssFile", 0)
         in_group, self.refaults = group.usage() if group is not None else (None, None)
         own = self.anonymous + status.get("RssShmem", 0)
-        self.unreclaimable = own if in_group is None else in_group
+        self.unreclaimable = own if in_group is None or not alone else in_group
         self.accelerator = accelerator
         apart = own if group_may_hold_it else self.unreclaimable
         self.lower = max(self.unreclaimable, apart + (accelerator.least_bytes or 0))
@@ -141,6 +143,7 @@ class PhaseMeter:
         self._status = KernelFile(folder / "status") if pid is not None else None
         self._clear = KernelFile(folder / "clear_refs", os.O_WRONLY)
         self._last: Sample | None = None
+        self.alone = True  # in its group: nothing else is charged there
         self.begin("")
 
     def close(self) -> None:
@@ -248,9 +251,9 @@ class PhaseMeter:
         if "VmRSS" not in status:
             return None
         if self._accelerator is None or self._pid is None:
-            return Sample(status, self.group)
+            return Sample(status, self.group, alone=self.alone)
         held = self._accelerator.sample(self._pid)
-        return Sample(status, self.group, held, group_may_hold_it=self._group_may_hold_it)
+        return Sample(status, self.group, held, group_may_hold_it=self._group_may_hold_it, alone=self.alone)
 
     def _add(self, sample: Sample, mark: int) -> None:
         self._samples += 1

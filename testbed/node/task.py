@@ -12,6 +12,9 @@ FINISHED = "finished"
 FAILED = "failed"
 OUT_OF_MEMORY = "out_of_memory"
 OVER_BUDGET = "over_budget"
+UNREACHABLE = "unreachable"
+#: What `testbed.measurement.Conditions.throttled` says of a thermal limit that the run declares.
+DECLARED_LIMIT = "declared: thermal_limit"
 _NOTHING: dict[str, Any] = {
     "lower_bytes": None, "estimate_bytes": None, "upper_bytes": None,
     "sources": {}, "file_bytes": None, "accelerator_bytes": None, "refaults": None, "samples": 0,
@@ -37,6 +40,7 @@ class Task:
         self.cancelled: str | None = None
         self.exceeded: str | None = None  # how it went over a budget that the kernel cannot enforce
         self.dropped = False  # nobody asks for it any more
+        self.dropped_out: str | None = None  # how its client did, as the run declares
 
     def result(
         self,
@@ -45,11 +49,12 @@ class Task:
         error: str | None,
         produced: dict[str, Any],
         measured: dict[str, Any],
+        undergone: dict[str, Any],
     ) -> dict[str, Any]:
         """`testbed.job.Result` as JSON, with the hash of the update beside it.
 
         `where`: device, limit_bytes and baseline_bytes of this node; `produced`: what the trainer wrote; `measured`:
-        power and conditions of the job's window.
+        power and conditions of the job's window; `undergone`: what was done to it, as the run declares.
         """
         finished = outcome == FINISHED
         phase = self.phase or (self.phases[-1]["name"] if self.phases else None)
@@ -74,7 +79,8 @@ class Task:
                 "bytes_down": 0,  # whoever sees the whole frames counts them
                 "bytes_up": 0,
                 "begun_monotonic_seconds": self.since,
-                **measured,
+                "disturbances": undergone,
+                **_marked(measured, undergone),
             },
         }
 
@@ -87,9 +93,17 @@ class Task:
             **measurement,
             "phases": [*measurement["phases"], send],
             "seconds": measurement["seconds"] + seconds,
-            **measured,
+            **_marked(measured, measurement["disturbances"]),
         }
         return {**result, "measurement": longer}
+
+    def stopped(self) -> tuple[str, str] | None:
+        """Outcome and message where the agent itself has killed the trainer; None where it has not."""
+        if self.dropped_out is not None:
+            return UNREACHABLE, self.dropped_out
+        if self.cancelled is not None:
+            return self.cancelled, f"it was cancelled in phase {self.phases[-1]['name']}"
+        return None if self.exceeded is None else (OVER_BUDGET, self.exceeded)
 
     def out_of_memory(self, group: Group | None) -> tuple[str, str]:
         """Outcome and message after the kernel has killed for memory."""
@@ -111,6 +125,15 @@ class Task:
 def unmetered(name: str, seconds: float, begun: float) -> dict[str, Any]:
     """A phase in which the trainer had no part: its time (`begun` on the monotonic clock), and no memory."""
     return {"name": name, "seconds": seconds, "peak": _NOTHING, "trace": [], "begun_seconds": begun}
+
+
+def _marked(measured: dict[str, Any], undergone: dict[str, Any]) -> dict[str, Any]:
+    """What was measured; a declared limit that held the trainer back stands among what the board was held back by."""
+    conditions = measured.get("conditions")
+    if conditions is None or not undergone.get("thermal_limit", {}).get("slowed_seconds"):
+        return measured
+    throttled = [*(conditions["throttled"] or ()), DECLARED_LIMIT]
+    return {**measured, "conditions": {**conditions, "throttled": throttled}}
 
 
 def _from_beginning(phase: dict[str, Any], since: float) -> dict[str, Any]:

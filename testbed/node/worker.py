@@ -14,14 +14,16 @@ from testbed.errors import WireError
 from testbed.node import accelerator_memory
 from testbed.node.child import Child
 from testbed.node.memory import PhaseMeter
+from testbed.node.pace import Pace
 from testbed.node.rest import COOL, Rest
 from testbed.node.spool import PAYLOAD_FILE, UPDATE_FILE, FileSink, Spool
-from testbed.node.task import FAILED, FINISHED, OVER_BUDGET, Task
+from testbed.node.task import FAILED, FINISHED, Task, unmetered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from testbed.node.disturbed import Disturbed
     from testbed.node.frames import Header, Sink
     from testbed.node.limits import Group
     from testbed.node.metering import Metering
@@ -45,6 +47,9 @@ class Outbox(Protocol):
 
     def tell_if_it_listens(self, header: Header) -> None:
         """For what may be dropped when the controller does not read."""
+
+    def pace(self, pace: Pace | None) -> None:
+        """Hold back what is sent from now on; None: no more."""
 
     def send_update(self, header: Header, update: Path, then: Callable[[], None]) -> None:
         """Send tensors, and call `then` when the last byte is out."""
@@ -71,6 +76,8 @@ class Worker:
         self.current: Task | None = None
         self._rest: Rest | None = None  # the current task asks for no trainer
         self._begun: dict[str, float] = {}  # job of this life → when its first byte came
+        self._disturbed: Disturbed | None = None  # once a job undergoes something
+        self._paced: tuple[str, Pace] | None = None  # the job that has a slow link, until its result is stored
         self.child: Child | None = None
         self._accelerator = accelerator_memory.find(
             settings["accelerator"], settings.get("accelerator_charged"), root=settings.get("root") or "/"
@@ -137,8 +144,10 @@ class Worker:
         if result is None:
             return
         update = self.spool.job_folder(job) / UPDATE_FILE
+        if (undergone := result["measurement"].get("disturbances") or {}).get("slow_link"):
+            self._pace(job, undergone)  # also of an agent's life before
         if result["outcome"] != FINISHED or not update.exists():
-            self.outbox.tell({"type": "result", "id": job, "result": result})
+            self.outbox.tell({"type": "result", "id": job, "result": self._with_link(result)})
             return
         begun = time.monotonic()
 
@@ -146,7 +155,7 @@ class Worker:
             now, since = time.monotonic(), self._begun.get(job)
             measured = self.metering.measured(since, now) if since is not None else {}
             sent = Task.sent(result, begun, now - begun, measured)
-            self.outbox.tell({"type": "result", "id": job, "result": sent})
+            self.outbox.tell({"type": "result", "id": job, "result": self._with_link(sent)})
 
         self.outbox.send_update({"type": "update", "id": job}, update, then)
 
@@ -154,6 +163,8 @@ class Worker:
         """The controller has stored a result."""
         self._unsaved.pop(job, None)
         self._begun.pop(job, None)
+        if self._paced is not None and self._paced[0] == job:
+            self._pace(job, {})
         if self.results.pop(job, None) is not None:
             self.spool.retire(job)
             self._idle_since = time.monotonic()
@@ -161,6 +172,12 @@ class Worker:
     @property
     def _limit_bytes(self) -> int | None:
         return self.group.limit_bytes if self.group is not None else None
+
+    @property
+    def _left_bytes(self) -> int | None:
+        """Of the limit, what a background load leaves the trainer."""
+        held = self._disturbed.held_bytes if self._disturbed is not None else 0
+        return None if self._limit_bytes is None else self._limit_bytes - held
 
     def told(self) -> dict[str, Any]:
         """How the node stands now, for whoever watches."""
@@ -206,6 +223,8 @@ class Worker:
         if task.who["kind"] == _REST:
             self._begin_rest(task)
             return
+        if not self._undergo(task):
+            return
         if self.child is None:
             if self._accelerator is not None:
                 self._accelerator.take_baseline()
@@ -215,10 +234,67 @@ class Worker:
                 self._finish(task, FAILED, self._disk_error(error))
                 return
             self._watch(self.child.pid)
+            self._disturb_trainer(self.child)
             self._open_phase(task, "start")
+        else:
+            self._disturb_trainer(self.child)
         if self.child.ready:
             self._hand_over(task, self.child)
         self._next_sample = time.monotonic()
+
+    # ── what a run declares that jobs undergo ──────────────────────────────────────────────────────────────────────
+    def _undergo(self, task: Task) -> bool:
+        """Begin what the job undergoes; False where it has ended, because that cannot be had."""
+        declared = task.job.get("disturbances") or {}
+        self._pace(task.id, declared)
+        if not declared and self._disturbed is None:
+            return True
+        if self._disturbed is None:
+            from testbed.node.disturbed import Disturbed  # most agents never need it
+
+            self._disturbed = Disturbed(self.settings, self.spool.folder, self.group)
+        begun = time.monotonic()
+        problem = self._disturbed.begin(declared)
+        if self._disturbed.shares_group:
+            task.phases.append(unmetered("background_load", time.monotonic() - begun, begun))
+        if problem is not None:
+            self._finish(task, FAILED, problem)
+        return problem is None
+
+    def _disturb_trainer(self, child: Child) -> None:
+        if self._disturbed is not None:
+            self._disturbed.take_trainer(child.pid)
+            self._meter.alone = not self._disturbed.shares_group
+
+    def _undisturb(self, *, finished: bool = False) -> dict[str, Any]:
+        """End what the current job has undergone, and tell it."""
+        self._meter.alone = True
+        return self._disturbed.end(finished=finished) if self._disturbed is not None else {}
+
+    def _pace(self, job: str, declared: dict[str, Any]) -> None:
+        """The link of a job: from here on until its result is stored."""
+        if self._paced is not None and self._paced[0] == job and declared:
+            return
+        pace = Pace.of(declared)
+        if pace is not None or self._paced is not None:
+            self._paced = (job, pace) if pace is not None else None
+            self.outbox.pace(pace)
+
+    def _with_link(self, result: dict[str, Any]) -> dict[str, Any]:
+        """A result with what its slow link has let pass, up to now."""
+        measurement = result["measurement"]
+        link = (measurement.get("disturbances") or {}).get("slow_link")
+        if link is None or self._paced is None:
+            return result
+        told = {**measurement["disturbances"], "slow_link": {**link, **self._paced[1].told("up")}}
+        return {**result, "measurement": {**measurement, "disturbances": told}}
+
+    def _drop_out(self, task: Task, child: Child, progress: dict[str, Any] | None) -> bool:
+        """Whether the job's client drops out now: its trainer is killed, and nothing more of the job is heard."""
+        task.dropped_out = self._disturbed.drops_out(progress) if self._disturbed is not None else None
+        if task.dropped_out is not None:
+            child.kill()
+        return task.dropped_out is not None
 
     def _begin_rest(self, task: Task) -> None:
         self._rest = Rest(task.job.get("scalars") or {}, time.monotonic())
@@ -245,7 +321,11 @@ class Worker:
         self, task: Task, outcome: str, error: str | None = None, produced: dict[str, Any] | None = None
     ) -> None:
         """Write down how a job ended, tell the controller, and go on with the next."""
+        undergone: dict[str, Any] = {}
         if task is self.current:
+            if error is not None and self._disturbed is not None and task.dropped_out is None:
+                error += self._disturbed.note
+            undergone = self._undisturb(finished=outcome == FINISHED)
             self.current = self._rest = None
             self._meter.begin("idle")
         if task.dropped:
@@ -258,7 +338,7 @@ class Worker:
             "baseline_bytes": self._baseline_bytes,
         }
         measured = self.metering.measured(task.since, time.monotonic())
-        result = task.result(where, outcome, error, produced or {}, measured)
+        result = task.result(where, outcome, error, produced or {}, measured, undergone)
         self.results[task.id] = result
         self.spool.free(task.id, PAYLOAD_FILE, *(() if outcome == FINISHED else (UPDATE_FILE,)))
         self._unsaved[task.id] = time.monotonic() + _SAVE_SECONDS
@@ -269,6 +349,8 @@ class Worker:
     def next_due(self) -> float | None:
         """When `on_time` wants to be called, on the monotonic clock."""
         due = list(self._unsaved.values())
+        if self._disturbed is not None and (disturbing := self._disturbed.next_due()) is not None:
+            due.append(disturbing)
         if self._rest is not None:
             due.append(self._rest.due(time.monotonic()))
         if self.child is not None and self.child.farewell is not None:
@@ -283,6 +365,8 @@ class Worker:
         """Save and sample what is due; kill what should have ended."""
         child, now = self.child, time.monotonic()
         self.save(now)
+        if self._disturbed is not None:
+            self._disturbed.on_time(now)
         if self.current is None and now >= self._idle_since + _IDLE_SECONDS:
             self.spool.clear()
         if self._rest is not None and self.current is not None:
@@ -324,15 +408,14 @@ class Worker:
         if task is None or phase is None:
             return
         if child.unloading:  # it was handed a job while it was leaving
+            self._undisturb()
             self.current = None
             self.queue.appendleft(task)
             self._start_next()
             return
         task.phases.append(phase)
-        if task.cancelled is not None:
-            self._finish(task, task.cancelled, f"it was cancelled in phase {phase['name']}")
-        elif task.exceeded is not None:
-            self._finish(task, OVER_BUDGET, task.exceeded)
+        if (stopped := task.stopped()) is not None:
+            self._finish(task, *stopped)
         elif killed_for_memory:
             self._finish(task, *task.out_of_memory(self.group))
         elif ended[0] == -signal.SIGTERM and self.outbox.asked_to_end(_GOING_DOWN_SECONDS):
@@ -344,6 +427,7 @@ class Worker:
         """Kill the trainer, and remove its group."""
         self.save()
         self.spool.clear()
+        self._undisturb()
         if self.child is not None:
             self.child.kill()
             self.child.reap(block=True)
@@ -356,7 +440,7 @@ class Worker:
         self.metering.on_time(now)
         if child.out_of_memory():  # the victim may have been a process of the trainer's own: it would wait for ever
             child.kill()
-        elif self.current is not None and (why := self._meter.over_budget(self._limit_bytes)) is not None:
+        elif self.current is not None and (why := self._meter.over_budget(self._left_bytes)) is not None:
             self.current.exceeded = why  # what the kernel cannot hold it to
             child.kill()
         jitter = 0.5 + os.urandom(1)[0] / 255
@@ -378,6 +462,8 @@ class Worker:
 
     def _take_message(self, child: Child, message: dict[str, Any]) -> None:
         task = self.current
+        if task is not None and task.dropped_out is not None:
+            return  # it has been killed: what it had still said is lost with it
         if "unloaded" in message:
             child.unloading = False
             self.outbox.tell({"type": "unloaded"})
@@ -415,10 +501,14 @@ class Worker:
     def _pass_on(self, task: Task, progress: Any) -> None:
         if not isinstance(progress, dict):
             raise WireError("the trainer sent progress that is not an object")
+        if self.child is not None and self._drop_out(task, self.child, progress):
+            return
         progress = {"peak_bytes": self._meter.estimate_bytes, **progress}
         self.outbox.tell_if_it_listens({"type": "event", "id": task.id, "progress": progress})
 
     def _take_end(self, child: Child, task: Task, message: dict[str, Any]) -> None:
+        if "done" in message and self._drop_out(task, child, None):
+            return
         task.phases.append(self._meter.end())
         if "done" in message:
             self._take_done(task, message)
@@ -439,6 +529,8 @@ class Worker:
             self._finish(task, FAILED, "the trainer said it was done, and gave no result")
 
     def _drop(self, child: Child) -> None:
+        if self._disturbed is not None:
+            self._disturbed.lose_trainer()
         child.close()
         self.child = None
         self._watch(None)

@@ -67,6 +67,7 @@ class Series:
 
     name: str
     points: tuple[Point, ...]
+    predicts: str | None = None  # the series whose prediction this is: drawn beside it in its colour, as an open mark
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Report:
     subtitle: str
     sections: tuple[Section, ...]
     facts: tuple[tuple[str, str], ...] = ()  # what ran on what: version, machine, date, runs
+    order: tuple[str, ...] = ()  # names of series: the same one has the same colour in every figure
 
     @property
     def exhibits(self) -> tuple[Table | Figure, ...]:

@@ -150,6 +150,17 @@ def test_v2_cap_swap_group_kill_and_quota_are_set(tmp_path, monkeypatch):
     assert (group.path / "cpu.max").read_text() == "150000 100000"
 
 
+def test_v2_what_is_held_back_gets_its_budget_again(tmp_path, monkeypatch):
+    _, group = made2(tmp_path, monkeypatch, cores=1.5, quota=True)
+    assert group.limit_cores(0.25)
+    assert (group.path / "cpu.max").read_text().startswith("25000 100000")
+    assert group.limit_cores(None)
+    assert (group.path / "cpu.max").read_text().startswith("150000 100000")
+    (group.path / "cpu.max").unlink()
+    assert not group.limit_cores(0.25)
+    assert not (group.path / "cpu.max").exists()
+
+
 def test_v2_controllers_are_enabled_once(tmp_path, monkeypatch):
     root, _ = made2(tmp_path, monkeypatch, enabled="memory")
     assert (root / "cgroup.subtree_control").read_text() == "memory"

@@ -1,7 +1,8 @@
 """A real trainer without torch: what it does is written in the job's scalars.
 
 {"steps": [["phase", name], ["allocate", bytes], ["free"], ["progress"], ["wait_for", path], ["touch", path],
-           ["take_time", seconds], ["exit", code], ["fail", text], ["raise_memory_error"], ["fork_hog", bytes], …],
+           ["take_time", seconds], ["spin", seconds], ["step", step, steps], ["exit", code], ["fail", text],
+          ["raise_memory_error"], ["fork_hog", bytes], …],
  "update": {name: [shape]} or absent, "values": number}
 """
 
@@ -41,6 +42,7 @@ class Drill:
         self.script = assignment.job["scalars"]
         self.held = []
         self.times = []
+        self.shares = []  # of the processor, that it had while it spun
 
     def run(self):
         for verb, *arguments in self.script.get("steps", []):
@@ -58,6 +60,7 @@ class Drill:
                     "payload": self.payload_bytes(),
                     "code": testbed.__file__,
                     "now": self.times,
+                    "shares": self.shares,
                 },
                 "tensors": [
                     {"name": name, "dtype": "F32", "shape": shape, "ranges": None}
@@ -81,8 +84,18 @@ class Drill:
     def free(self):
         self.held.clear()
 
-    def progress(self):
-        self.link.progress(step=1, loss=0.5)
+    def progress(self, **figures):
+        self.link.progress(**{"step": 1, "loss": 0.5, **figures})
+
+    def step(self, step, steps):
+        self.progress(step=step, steps=steps)
+
+    def spin(self, seconds):
+        """Work without a pause for so long by the wall's clock."""
+        begun, spent = time.monotonic(), time.process_time()
+        while time.monotonic() < begun + seconds:
+            pass
+        self.shares.append((time.process_time() - spent) / (time.monotonic() - begun))
 
     def now(self):
         self.times.append(time.time())
