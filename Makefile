@@ -1,5 +1,6 @@
 # make demo   set up .venv, then run two methods on four emulated boards and compare them
 # make test   set up .venv with the developers' tools, then every check
+# make docs   build the documentation site into site/ (open site/index.html), with every warning an error
 # make lock   write the locks from pyproject.toml, of nodes too (keeps versions that still fit; delete a lock to renew it)
 # make schema write the JSON Schemas of inventory and experiment files from the code
 # make clean  remove .venv and caches
@@ -13,11 +14,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A hash for every file; no resolver: the lock is complete.  torch comes from its own index and stands apart.
 INSTALL_LOCKED := $(PIP) install -qq --no-deps --require-hashes
 
+# The variable silences what its makers say about other programs of theirs.
+BUILD_DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # Tests that measure or disturb real processes, one after the other; all others side by side.
 ALONE := slow or cgroup or sshd or lab or jtop
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock schema clean
+.PHONY: help demo test check docs lock schema clean
 
 help:
 	@sed -n 's/^# make /  make /p' Makefile
@@ -35,6 +39,7 @@ check:
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BUILD_DOCS)
 	$(BIN)/python -m pytest -m "not ($(ALONE))" -n auto
 	$(BIN)/python -m pytest -m "$(ALONE)"
 
@@ -83,6 +88,10 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 NODE_LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-package torch \
   --no-annotate --custom-compile-command "make lock" --constraint $(VENV)/node-constraints.txt
 
+docs: $(VENV)/.test-ready
+	$(BUILD_DOCS)
+	@echo "the site is in site/: open site/index.html"
+
 lock: $(VENV)/.test-ready
 	$(LOCK) pyproject.toml --output-file requirements.lock
 	$(LOCK) --extra dev --constraint requirements.lock pyproject.toml --output-file requirements-dev.lock
@@ -94,4 +103,4 @@ schema: $(VENV)/.test-ready
 	$(BIN)/python tests/test_schema.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

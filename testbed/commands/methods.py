@@ -50,12 +50,12 @@ def _as_json(name: str, method: Kind) -> dict[str, Any]:
         "memory": method.memory,
         "traffic": method.traffic,
         "data": method.data,
-        "summary": _summary(method),
-        "settings": {setting.pop("name"): setting for setting in _settings(method)},
+        "summary": summary(method),
+        "settings": {setting.pop("name"): setting for setting in settings_of(method)},
     }
 
 
-def _settings(method: Kind) -> list[dict[str, Any]]:
+def settings_of(method: Kind) -> list[dict[str, Any]]:
     """A method's own settings first, then those that it shares with others."""
     from testbed.plugins import setting_types, type_text
 
@@ -91,7 +91,7 @@ def setting_texts(method: Kind) -> dict[str, str]:
     return found
 
 
-def _prose(method: Kind) -> str:
+def prose(method: Kind) -> str:
     """The class docstring without its lines on settings."""
     kept, inside = [], False
     for line in inspect.cleandoc(method.__doc__ or "").splitlines():
@@ -101,7 +101,7 @@ def _prose(method: Kind) -> str:
     return "\n".join(kept).strip()
 
 
-def _summary(method: Kind) -> str:
+def summary(method: Kind) -> str:
     """The first line of the method's file: its name in the field, and what it does."""
     module = inspect.getmodule(method)
     return inspect.cleandoc((module and module.__doc__) or method.__doc__ or "").partition("\n")[0]
@@ -117,7 +117,7 @@ def _print_list(methods: Mapping[str, Kind]) -> None:
         if members:
             rows.append((family or "others", "", "", "", ""))
             rows += [
-                (f"  {name}", method.memory, method.traffic, method.data, _summary(method)) for name, method in members
+                (f"  {name}", method.memory, method.traffic, method.data, summary(method)) for name, method in members
             ]
     show(table(("method", "memory of a client", "travels each round", "learns from", "what it does"), rows))
     click.echo("\nsettings and evidence of one: testbed methods NAME; run it: testbed run-method NAME")
@@ -127,17 +127,17 @@ def _print_one(name: str, method: Kind) -> None:
     from testbed.commands._table import show, table
 
     click.echo(f"{name} ({method.family})\n")
-    click.echo(_prose(method) + "\n")
+    click.echo(prose(method) + "\n")
     needs = {"memory": method.memory, "travels each round": method.traffic, "learns from": method.data}
     for heading, need in needs.items():
         click.echo(f"{heading + ':':20}{need}")
     click.echo(f"{'tasks:':20}{', '.join(sorted(method.tasks))}")
     click.echo()
-    rows = [(each["name"], _text(each["default"]), each["type"], each["about"]) for each in _settings(method)]
+    rows = [(each["name"], value_text(each["default"]), each["type"], each["about"]) for each in settings_of(method)]
     show(table(("setting", "default", "takes", "meaning (--set NAME=VALUE)"), rows))
 
 
-def _text(value: object) -> str:
+def value_text(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     if value is None:
