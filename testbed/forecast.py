@@ -25,6 +25,7 @@ from testbed.costs import RoundCost, round_costs
 from testbed.durable import plain
 from testbed.environment import describe_machine
 from testbed.errors import StoreError
+from testbed.forecast_probe import pace_here
 from testbed.run import BYTES, SECONDS, RunConfig
 from testbed.run_record import FINISHED, RUNNING_SECONDS, name_of
 from testbed.store import RunFolder, run_folders
@@ -36,6 +37,7 @@ MEASURED, SCALED, MODELLED = "measured", "scaled", "modelled"
 #: In a run's configuration: {"cell": identity, "label": …, "name": the experiment's}.
 MARK = "experiment"
 _EMULATED = "emulated"
+BY_ONE_STEP = "weights × tokens, at the pace of one training step here; rough, within a factor of three or so"
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ class KnownRun:
 class Known:
     """The finished runs of a folder, asked about the cells of one experiment."""
 
-    def __init__(self, experiment: Experiment, runs_dir: Path) -> None:
+    def __init__(self, experiment: Experiment, runs_dir: Path, pace: Callable[[], float] = pace_here) -> None:
+        self._pace = pace
         self._kin: dict[str, set[str]] = {}  # row → the identities of its cells
         for cell in experiment.cells:
             self._kin.setdefault(cell.row, set()).add(cell.identity)
@@ -184,7 +187,10 @@ class Known:
         return Guess(median(figure(run, cell.config) for run in used), SCALED, told)
 
     def _modelled(self, cell: Cell, work: Work, runs: Sequence[KnownRun]) -> Guess:
-        """By weights × tokens, at the rate of other methods: on this machine, or on the same boards."""
+        """By weights × tokens, at the rate of other methods: on this machine, or on the same boards.
+
+        Without any such run a step is timed here; of boards that nothing has run on, nothing is known.
+        """
         devices = devices_of(cell)
         emulated = all(kind == _EMULATED for _, kind, *_ in devices)
         used = [
@@ -193,10 +199,10 @@ class Known:
             if (run.devices == devices or (emulated and run.emulated)) and (known := work_of_run(run))
         ]
         rates = [run.seconds / _passed(run.config, run.rounds, known) for run, known in used]
-        if not rates:
-            return Guess()
         amount = _passed(cell.config, cell.config.rounds, work)
-        return Guess(median(rates) * amount, MODELLED, f"weights × tokens, at the rate of {_count(len(rates))}")
+        if rates:
+            return Guess(median(rates) * amount, MODELLED, f"weights × tokens, at the rate of {_count(len(rates))}")
+        return Guess(self._pace() * amount, MODELLED, BY_ONE_STEP) if emulated else Guess()
 
 
 def work_of_run(run: KnownRun) -> Work | None:

@@ -17,8 +17,9 @@ from testbed.costs import round_costs
 from testbed.environment import describe_machine
 from testbed.experiment import load_experiment
 from testbed.experiment_cells import standings
-from testbed.forecast import MEASURED, MODELLED, SCALED, Guess, Known, Work, devices_of, left, total
+from testbed.forecast import BY_ONE_STEP, MEASURED, MODELLED, SCALED, Guess, Known, Work, devices_of, left, total
 from testbed.forecast_plan import Forecast, Outlook, Peak
+from testbed.forecast_probe import pace_here
 from testbed.forecast_table import dry_run_to_json
 from testbed.run_record import FINISHED, RUNNING_SECONDS
 from testbed.stopping import FACT
@@ -101,10 +102,21 @@ def test_time_is_modelled_from_the_work_at_the_rate_of_other_methods(experiment,
     assert (traffic.value, traffic.source) == (2 * 1e6 * 2 * 20 + 5000, MODELLED)
 
 
+def test_the_first_run_on_a_machine_is_modelled_by_a_step_that_is_timed_here(experiment, tmp_path):
+    two = experiment()
+    once = Known(two, tmp_path / "none", pace=lambda: 1e-12).seconds(two.cells[0], WORK)
+    twice = Known(two, tmp_path / "none", pace=lambda: 2e-12).seconds(two.cells[0], WORK)
+    assert (once.source, once.of) == (MODELLED, BY_ONE_STEP)
+    assert twice.value == pytest.approx(2 * once.value)
+    assert 1e-13 < pace_here() < 1e-8  # from a board's core to a server's
+
+
 def test_nothing_is_guessed_where_nothing_is_known(experiment, tmp_path):
     two = experiment()
-    known = Known(two, tmp_path / "none")
-    assert known.seconds(two.cells[0], WORK) == Guess()
+    known = Known(two, tmp_path / "none", pace=lambda: 1e-12)
+    boards = [replace(device, kind="raspberry_pi") for device in two.cells[0].inventory]
+    on_boards = replace(two.cells[0], inventory=replace(two.cells[0].inventory, devices=tuple(boards)))
+    assert known.seconds(on_boards, WORK) == Guess()
     assert known.bytes(two.cells[0], replace(WORK, trained_bytes=None)) == Guess()
     assert total([Guess(2.0), Guess()]) == (2.0, False)
     assert total([Guess(2.0), Guess(3.0)]) == (5.0, True)
@@ -113,8 +125,8 @@ def test_nothing_is_guessed_where_nothing_is_known(experiment, tmp_path):
 def test_another_machine_says_nothing_of_time_but_of_bytes(experiment, tmp_path):
     two = experiment()
     done(tmp_path / "runs", two.cells[0], machine={"cpu": "another", "cores": 64})
-    known = Known(two, tmp_path / "runs")
-    assert known.seconds(two.cells[2], WORK) == Guess()
+    known = Known(two, tmp_path / "runs", pace=lambda: 1e-12)
+    assert known.seconds(two.cells[2], WORK).of == BY_ONE_STEP
     assert known.bytes(two.cells[2]).source == MEASURED
 
 
@@ -123,12 +135,12 @@ def test_an_unfinished_or_damaged_run_tells_nothing(experiment, tmp_path):
     done(tmp_path / "runs", two.cells[0]).set_status("interrupted")
     damaged = done(tmp_path / "runs", two.cells[1], name="bitfit-20260101-000000-0000")
     (damaged.path / "plan.json").write_text("[]")
-    assert Known(two, tmp_path / "runs").seconds(two.cells[2], WORK) == Guess()
+    assert Known(two, tmp_path / "runs", pace=lambda: 1e-12).seconds(two.cells[2], WORK).of == BY_ONE_STEP
 
 
 def test_a_budget_bounds_what_is_not_measured(experiment, tmp_path):
     budget = experiment(TWO + "protocol: {quality_under_budget: {seconds: 90, bytes: 1 MiB}}\n")
-    known = Known(budget, tmp_path / "none")
+    known = Known(budget, tmp_path / "none", pace=lambda: 1.0)
     assert known.seconds(budget.cells[0], WORK) == Guess(90.0, MODELLED, "its budget, which ends it")
     assert known.bytes(budget.cells[0], WORK).value == 2**20
 
