@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from testbed.experiment import load_experiment
-from testbed.experiment_cells import DONE, standings
+from testbed.experiments.cells import DONE, standings
+from testbed.experiments.experiment import load_experiment
 from testbed.method import EVALUATE, FAMILIES
 from testbed.plugins import find_method
 from testbed.quantities import bytes_text
 from testbed.report import summarise
 
 if TYPE_CHECKING:
-    from testbed.experiment_cells import Standing
+    from testbed.experiments.cells import Standing
     from testbed.report import RunSummary
     from testbed.store import RunFolder
 

@@ -77,8 +77,8 @@ RUNS = (
 
 def curves_of(experiment: Path, runs_dir: Path) -> tuple[dict[str, dict[int, Curve]], str]:
     """Label → seed → curve of the finished runs, and the settings they share, in words."""
-    from testbed.experiment import load_experiment
-    from testbed.experiment_cells import DONE, standings
+    from testbed.experiments.cells import DONE, standings
+    from testbed.experiments.experiment import load_experiment
 
     loaded = load_experiment(experiment)
     found: dict[str, dict[int, Curve]] = {}

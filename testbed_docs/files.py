@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import click
 from pydantic import BaseModel
 
-from testbed import config, experiment_file
+from testbed import config
 from testbed.commands.run_method import command as run_method
 from testbed.config import InventoryFile, ProfileFile
-from testbed.experiment_file import ExperimentFile, RunOptions
+from testbed.experiments import file as experiment_file
+from testbed.experiments.file import ExperimentFile, RunOptions
 from testbed_docs.markdown import code, paragraphs, plain, table
 
 if typing.TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pytest
 
 from testbed.cli import main
 from testbed.job import FINISHED
-from testbed.parity import parity_of
-from testbed.parity_verdicts import PARTS, verdicts
+from testbed.parity.comparison import parity_of
+from testbed.parity.verdicts import PARTS, verdicts
 from testbed.run_record import INTERRUPTED
 from testbed.store import RunFolder
 from tests.run_records import MIB, add_rounds, device, finished, out_of_memory, planned, record

@@ -19,10 +19,10 @@ from rich.console import Console
 from testbed import session
 from testbed.environment import describe_machine
 from testbed.errors import ConfigError, UsageError
-from testbed.experiment import load_experiment
-from testbed.experiment_cells import DONE, FAILED, LOCKS, NEW, RUNNING, UNFINISHED, run_cells, standings
-from testbed.experiment_file import RunOptions
-from testbed.experiment_tables import outcome_to_json, print_outcome
+from testbed.experiments.cells import DONE, FAILED, LOCKS, NEW, RUNNING, UNFINISHED, run_cells, standings
+from testbed.experiments.experiment import load_experiment
+from testbed.experiments.file import RunOptions
+from testbed.experiments.tables import outcome_to_json, print_outcome
 from testbed.package_data import data_folder
 from testbed.run import RunConfig
 from testbed.run_record import FINISHED, INTERRUPTED
@@ -234,7 +234,8 @@ def test_content_counts_and_not_where_it_stands(experiment, tmp_path):
 def test_identities_are_those_of_another_process(experiment, tmp_path):
     (tmp_path / "lab.yaml").write_text(INVENTORY.replace("[big]", "[big, one, two, three, four]"))
     here = identities(experiment(TWO + "inventories: [lab.yaml]\n"))
-    code = "import sys, pathlib, testbed.experiment as e; c = e.load_experiment(pathlib.Path(sys.argv[1]))\n"
+    code = "import pathlib, sys; from testbed.experiments.experiment import load_experiment\n"
+    code += "c = load_experiment(pathlib.Path(sys.argv[1]))\n"
     code += "print(*(cell.identity for cell in (*c.cells, *c.drawn)))"
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parent.parent)}
     words = [sys.executable, "-c", code, str(tmp_path / "two.yaml")]

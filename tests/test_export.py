@@ -13,7 +13,7 @@ import torch
 from pyarrow import parquet
 
 from testbed.cli import main
-from testbed.export_schema import SAMPLES, SUMMARIES, tables
+from testbed.exports.schema import SAMPLES, SUMMARIES, tables
 from testbed.method import SEQUENCE_CLASSIFICATION
 from testbed.model.whole import export_whole, whole_tensors
 from testbed.prepare import content_store
@@ -167,7 +167,7 @@ def test_an_export_is_written_over_its_own_and_leaves_what_is_not_its(lab):
 
 def test_what_a_kill_left_can_be_exported_over(lab, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("testbed.export.write_tables", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("testbed.exports.folder.write_tables", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(["export", RUN, "-o", "out"]) == 130
     assert main(["export", RUN, "-o", "out"]) == 0
     assert len(rows("out/runs.parquet")) == 1

@@ -15,12 +15,23 @@ import pytest
 from testbed.cli import main
 from testbed.costs import round_costs
 from testbed.environment import describe_machine
-from testbed.experiment import load_experiment
-from testbed.experiment_cells import standings
-from testbed.forecast import BY_ONE_STEP, MEASURED, MODELLED, SCALED, Guess, Known, Work, devices_of, left, total
-from testbed.forecast_plan import Forecast, Outlook, Peak
-from testbed.forecast_probe import pace_here
-from testbed.forecast_table import dry_run_to_json
+from testbed.experiments.cells import standings
+from testbed.experiments.experiment import load_experiment
+from testbed.experiments.forecast import (
+    BY_ONE_STEP,
+    MEASURED,
+    MODELLED,
+    SCALED,
+    Guess,
+    Known,
+    Work,
+    devices_of,
+    left,
+    total,
+)
+from testbed.experiments.forecast_plan import Forecast, Outlook, Peak
+from testbed.experiments.forecast_probe import pace_here
+from testbed.experiments.forecast_table import dry_run_to_json
 from testbed.run_record import FINISHED, RUNNING_SECONDS
 from testbed.stopping import FACT
 from testbed.store import RunFolder

@@ -11,7 +11,9 @@ import pytest
 from testbed.cli import main
 from testbed.config import default_inventory, load_inventory
 from testbed.errors import LimitError, StoreError, UsageError
-from testbed.frontier import (
+from testbed.frontier.axes import Asked, Ground, Predicted, axis_of, predicted_point
+from testbed.frontier.finding import Search, check_room, find_frontier
+from testbed.frontier.record import (
     AXES,
     BATCH_SIZE,
     LENGTH,
@@ -26,10 +28,8 @@ from testbed.frontier import (
     path_of,
     save,
 )
-from testbed.frontier_axes import Asked, Ground, Predicted, axis_of, predicted_point
-from testbed.frontier_finding import Search, check_room, find_frontier
-from testbed.frontier_search import MOST_TRIALS, bracket, largest, next_trial
-from testbed.frontier_trials import filled_shard
+from testbed.frontier.search import MOST_TRIALS, bracket, largest, next_trial
+from testbed.frontier.trials import filled_shard
 from testbed.inventory import Budget, Inventory
 from testbed.measurement import PeakMemory
 from testbed.method import IMAGE_CLASSIFICATION, Workload

@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from testbed.errors import ConfigError
-from testbed.experiment import CLEAN, load_experiment
-from testbed.experiment_cells import standings
-from testbed.experiment_outcome import Outcome
-from testbed.experiment_tables import outcome_to_json, print_outcome
-from testbed.protocols import NOT_REACHED, protocol_tables
+from testbed.experiments.cells import standings
+from testbed.experiments.experiment import CLEAN, load_experiment
+from testbed.experiments.outcome import Outcome
+from testbed.experiments.protocols import NOT_REACHED, protocol_tables
+from testbed.experiments.tables import outcome_to_json, print_outcome
 from testbed.run_record import FINISHED
 from testbed.statistics import NO_DIFFERENCE, NOT_ENOUGH, WORSE
 from testbed.stopping import Stopping

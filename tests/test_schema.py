@@ -5,7 +5,7 @@ import json
 import pytest
 
 from testbed.config import json_schema, profile_schema
-from testbed.experiment_file import experiment_schema
+from testbed.experiments.file import experiment_schema
 from testbed.package_data import data_folder
 
 PUBLISHED = {

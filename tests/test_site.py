@@ -13,7 +13,7 @@ import pytest
 from testbed import errors
 from testbed.cli import testbed_command as group
 from testbed.config import DeviceEntry
-from testbed.experiment_file import RunOptions
+from testbed.experiments.file import RunOptions
 from testbed.exporter.families import FAMILIES
 from testbed.meters import names as meters
 from testbed.plugins import all_methods, device_kinds, setting_types

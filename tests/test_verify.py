@@ -20,9 +20,9 @@ from testbed.measurement import Measurement, PeakMemory, PhaseMeasurement
 from testbed.node.memory import PhaseMeter
 from testbed.run_record import INTERRUPTED, RUNNING
 from testbed.store import RunFolder
-from testbed.verification import FAILS, HOLDS, UNKNOWN
-from testbed.verify import verify
-from testbed.verify_peaks import check_peaks, rows_kept
+from testbed.verification.checks import FAILS, HOLDS, UNKNOWN
+from testbed.verification.peaks import check_peaks, rows_kept
+from testbed.verification.run import verify
 from tests.node.unified_board import UnifiedBoard
 from tests.whole_runs import base_model, make_run, work_of_devices
 

@@ -47,8 +47,8 @@ def _is_experiment(word: str, runs_dir: Path) -> bool:
 
 def _of_experiment(name: Path, runs_dir: Path) -> list[RunFolder]:
     """The runs of an experiment's cells as far as there are any, in the order of the cells."""
-    from testbed.experiment import load_experiment
-    from testbed.experiment_cells import standings
+    from testbed.experiments.cells import standings
+    from testbed.experiments.experiment import load_experiment
 
     experiment = load_experiment(name)
     found = [standing.run for standing in standings(experiment.cells, runs_dir) if standing.run is not None]

@@ -25,8 +25,8 @@ def command(first: str, second: str, as_csv: bool, as_json: bool, runs_dir: Path
     to the last bit, outcomes and bytes job by job.  Several methods, or several seeds, compares `testbed report`.
     """
     from testbed.errors import UsageError
-    from testbed.parity import parity_of
-    from testbed.parity_text import print_parity, to_csv, to_json
+    from testbed.parity.comparison import parity_of
+    from testbed.parity.text import print_parity, to_csv, to_json
     from testbed.store import RunFolder
 
     if as_csv and as_json:

@@ -14,8 +14,8 @@ from testbed.commands._options import json_option, runs_option
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from testbed.experiment import Experiment
-    from testbed.experiment_cells import Standing
+    from testbed.experiments.cells import Standing
+    from testbed.experiments.experiment import Experiment
 
 _FAILED = 1
 
@@ -46,8 +46,8 @@ def command(file: Path, dry_run: bool, only: tuple[str, ...], retry_failed: bool
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rich.console import Console
 
-    from testbed.experiment import load_experiment
-    from testbed.experiment_cells import FAILED
+    from testbed.experiments.cells import FAILED
+    from testbed.experiments.experiment import load_experiment
 
     experiment = load_experiment(file).only(only)
     if dry_run:
@@ -64,11 +64,11 @@ def _forecast(experiment: Experiment, runs_dir: Path, *, retry_failed: bool, as_
     """Exit code 1 where a cell cannot be run: no device holds it, or its data is not there."""
     from rich.console import Console
 
-    from testbed.experiment_cells import standings
-    from testbed.experiment_tables import print_standings
-    from testbed.forecast import Known
-    from testbed.forecast_plan import forecasts
-    from testbed.forecast_table import dry_run_to_json, print_forecasts
+    from testbed.experiments.cells import standings
+    from testbed.experiments.forecast import Known
+    from testbed.experiments.forecast_plan import forecasts
+    from testbed.experiments.forecast_table import dry_run_to_json, print_forecasts
+    from testbed.experiments.tables import print_standings
 
     console, notes = Console(), Console(stderr=True)
     found = standings(experiment.drawn, runs_dir)
@@ -90,7 +90,7 @@ def _forecast(experiment: Experiment, runs_dir: Path, *, retry_failed: bool, as_
 def _run(
     experiment: Experiment, runs_dir: Path, console: Console, again: list[str], *, retry_failed: bool
 ) -> list[Standing]:
-    from testbed.experiment_cells import run_cells
+    from testbed.experiments.cells import run_cells
 
     try:
         return run_cells(experiment, runs_dir, console, retry_failed=retry_failed)
@@ -100,7 +100,7 @@ def _run(
 
 
 def _show_outcome(experiment: Experiment, ended: list[Standing], console: Console, *, as_json: bool) -> None:
-    from testbed.experiment_tables import outcome_to_json, print_outcome
+    from testbed.experiments.tables import outcome_to_json, print_outcome
 
     if as_json:
         click.echo(outcome_to_json(experiment, ended))

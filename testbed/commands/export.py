@@ -11,13 +11,13 @@ import click
 
 from testbed.commands._options import runs_option
 from testbed.errors import UsageError
-from testbed.export_files import FORMATS, PARQUET
+from testbed.exports.files import FORMATS, PARQUET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from testbed.export_mlflow import MlflowTarget
-    from testbed.export_wandb import WandbTarget
+    from testbed.exports.mlflow import MlflowTarget
+    from testbed.exports.wandb import WandbTarget
     from testbed.store import RunFolder
 
 MLFLOW, WANDB = "mlflow", "wandb"
@@ -71,7 +71,7 @@ def _check(output: Path | None, tracker: str | None, uri: str | None, project: s
 
 
 def _write(folders: Sequence[RunFolder], output: Path, **what: Any) -> None:
-    from testbed.export import export
+    from testbed.exports.folder import export
 
     done = export(folders, output, say=lambda text: click.echo(text, err=True), **what)
     for note in done.notes:
@@ -84,16 +84,16 @@ def _write(folders: Sequence[RunFolder], output: Path, **what: Any) -> None:
 
 def _target(tracker: str, uri: str | None, project: str | None) -> MlflowTarget | WandbTarget:
     if tracker == MLFLOW:
-        from testbed.export_mlflow import MlflowTarget
+        from testbed.exports.mlflow import MlflowTarget
 
         return MlflowTarget(uri)
-    from testbed.export_wandb import WandbTarget
+    from testbed.exports.wandb import WandbTarget
 
     return WandbTarget(project or _PROJECT)
 
 
 def _track(folders: Sequence[RunFolder], target: MlflowTarget | WandbTarget, project: str | None, **what: Any) -> None:
-    from testbed.tracking import tracked
+    from testbed.exports.tracking import tracked
 
     for folder in folders:
         run = tracked(folder)
@@ -106,8 +106,8 @@ def _track(folders: Sequence[RunFolder], target: MlflowTarget | WandbTarget, pro
 @contextmanager
 def _files(folder: RunFolder, *, models: bool, **what: Any) -> Iterator[Path]:
     """A run's tables, and its model if that is asked for and there is one, as the artifacts of a tracked run."""
-    from testbed.export import export
-    from testbed.export_model import why_none
+    from testbed.exports.folder import export
+    from testbed.exports.model import why_none
 
     with tempfile.TemporaryDirectory(prefix="testbed-export-") as made:
         export([folder], Path(made), models=models and why_none(folder) is None, **what)

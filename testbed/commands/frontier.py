@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from testbed.commands._options import inventory_options, json_option, learning_options, read_inventory, runs_option
-from testbed.frontier import AXES
+from testbed.frontier.record import AXES
 from testbed.method import HOLDINGS
 from testbed.run import RunConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from testbed.frontier import Frontier
+    from testbed.frontier.record import Frontier
     from testbed.inventory import Inventory
 
 _DEFAULT = {field.name: field.default for field in fields(RunConfig)}
@@ -82,8 +82,8 @@ def command(
 
 
 def _found(method: str, devices: Inventory, notes: Console, **options: Any) -> Frontier:
-    from testbed.frontier_finding import Search, find_frontier
-    from testbed.frontier_table import trial_text
+    from testbed.frontier.finding import Search, find_frontier
+    from testbed.frontier.table import trial_text
 
     config = _config(method, **options)
     search = Search(
@@ -120,8 +120,8 @@ def _config(
 
 def _show(frontier: Frontier, runs_dir: Path) -> None:
     from testbed.commands._table import show
-    from testbed.frontier import path_of
-    from testbed.frontier_table import frontier_notes, frontier_table
+    from testbed.frontier.record import path_of
+    from testbed.frontier.table import frontier_notes, frontier_table
 
     show(frontier_table(frontier))
     for note in frontier_notes(frontier):

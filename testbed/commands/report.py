@@ -15,8 +15,8 @@ from testbed.commands._options import runs_option
 from testbed.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
-    from testbed.experiment import Experiment
-    from testbed.experiment_cells import Standing
+    from testbed.experiments.cells import Standing
+    from testbed.experiments.experiment import Experiment
     from testbed.reports.exhibits import Report
     from testbed.store import RunFolder
 
@@ -133,8 +133,8 @@ def _bundled() -> list[str]:
 
 
 def _cells_of(name: str, runs_dir: Path) -> _Chosen:
-    from testbed.experiment import load_experiment
-    from testbed.experiment_cells import DONE, standings
+    from testbed.experiments.cells import DONE, standings
+    from testbed.experiments.experiment import load_experiment
 
     if name not in _bundled() and not Path(name).is_file():
         raise UsageError(f"{name}: there is no such experiment file; those that come along are {', '.join(_bundled())}")
@@ -170,7 +170,7 @@ def _print_experiment(
 ) -> None:
     from rich.console import Console
 
-    from testbed.experiment_tables import outcome_to_json, print_outcome
+    from testbed.experiments.tables import outcome_to_json, print_outcome
 
     if target is not None:
         raise click.UsageError("--target: with an experiment, add -o FILE.html or --paper DIR, or --csv")

@@ -13,7 +13,7 @@ import click
 from testbed.commands._options import json_option, runs_option
 
 if TYPE_CHECKING:
-    from testbed.verification import Check, Verification
+    from testbed.verification.checks import Check, Verification
 
 _FAILED = 1
 #: Of one check on the terminal; --json has all of them.
@@ -34,7 +34,7 @@ def command(runs: tuple[str, ...], no_data: bool, as_json: bool, runs_dir: Path)
     1 otherwise; what cannot be checked is told with the reason, and is no failure.
     """
     from testbed.commands._chosen import chosen_folders
-    from testbed.verify import verify
+    from testbed.verification.run import verify
 
     made = []
     for folder in chosen_folders(runs, runs_dir):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from testbed.frontier import AXES, all_frontiers
+from testbed.frontier.record import AXES, all_frontiers
 from testbed.reports.exhibits import (
     DOTS,
     Axis,
@@ -22,7 +22,7 @@ from testbed.reports.exhibits import (
 from testbed.reports.words import DEVICE, METHOD, key_of
 
 if TYPE_CHECKING:
-    from testbed.frontier import Frontier, FrontierPoint, Trial
+    from testbed.frontier.record import Frontier, FrontierPoint, Trial
     from testbed.reports.exhibits import Value
     from testbed.reports.material import Material
 

@@ -20,7 +20,7 @@ from testbed.reports.times import times
 from testbed.reports.words import unique
 
 if TYPE_CHECKING:
-    from testbed.experiment_cells import Standing
+    from testbed.experiments.cells import Standing
     from testbed.reports.material import Evidence, Material
     from testbed.store import RunFolder
 

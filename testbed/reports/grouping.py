@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from testbed import disturbances
 from testbed.errors import UsageError
-from testbed.experiment import CLEAN
+from testbed.experiments.experiment import CLEAN
 from testbed.reports.material import Evidence, Group, Material, counted
 from testbed.run import RunConfig
 from testbed.run_record import FINISHED
 from testbed.spelling import did_you_mean
 
 if TYPE_CHECKING:
-    from testbed.experiment_cells import Standing
+    from testbed.experiments.cells import Standing
     from testbed.store import RunFolder
 
 #: Of a configuration: what names the circumstances, or tells seeds apart, and so makes no other group.
@@ -67,7 +67,7 @@ def material_of(
 
 def _runs_of(standings: Iterable[Standing]) -> list[RunFolder]:
     """The runs of cells that are done."""
-    from testbed.experiment_cells import DONE
+    from testbed.experiments.cells import DONE
 
     return [each.run for each in standings if each.run is not None and each.state == DONE]
 

@@ -14,7 +14,7 @@ from testbed.statistics import Estimate, estimate
 
 if TYPE_CHECKING:
     from testbed.costs import RoundCost
-    from testbed.experiment_cells import Standing
+    from testbed.experiments.cells import Standing
     from testbed.job import Result
     from testbed.report import DeviceSummary, RunSummary
     from testbed.run_record import RoundRecord

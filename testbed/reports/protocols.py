@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from testbed.experiment import CLEAN
+from testbed.experiments.experiment import CLEAN
 from testbed.reports.comparison import against
 from testbed.reports.exhibits import (
     DOTS,

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from testbed import frontier
 from testbed.config import default_inventory, load_inventory
 from testbed.errors import UsageError
-from testbed.experiment import CLEAN, Cell
-from testbed.experiment_cells import DONE, FAILED, Standing
-from testbed.frontier import Frontier, FrontierPoint, Trial
+from testbed.experiments.cells import DONE, FAILED, Standing
+from testbed.experiments.experiment import CLEAN, Cell
+from testbed.frontier import record as frontier
+from testbed.frontier.record import Frontier, FrontierPoint, Trial
 from testbed.measurement import PeakMemory
 from testbed.reports.exhibits import Figure
 from testbed.reports.gather import report_of

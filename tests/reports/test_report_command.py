@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from testbed.cli import main
-from testbed.experiment import load_experiment
+from testbed.experiments.experiment import load_experiment
 from testbed.store import FINISHED, RunFolder
 from tests.run_records import add_rounds, finished, record
 
