@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from testbed.costs import training_seconds
+from testbed.costs import round_costs
 from testbed.energy_summary import EnergySummary, device_energy, run_energy
 from testbed.job import REFUSED, Result
 from testbed.run_record import finite, name_of
+from testbed.stopping import first_reaching
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -197,7 +198,7 @@ def summarise(folder: RunFolder, target: float | None = None) -> RunSummary:
         loss=losses[-1] if losses else None,
         loss_best=min((loss for loss in losses if loss is not None), default=None),
         reference=_reference(folder.reference),
-        target=None if target is None else reach(target, rounds),
+        target=None if target is None else _target(folder, target),
         devices=devices,
         clients=len(plan.get("clients", ())),
         refusals=_refusals(plan, results),
@@ -217,15 +218,10 @@ def summarise(folder: RunFolder, target: float | None = None) -> RunSummary:
     )
 
 
-def reach(target: float, rounds: Sequence[RoundRecord]) -> Target:
-    """Rounds and seconds, without evaluation, until the accuracy was at least `target` for the first time."""
-    seconds = 0.0
-    for count, record in enumerate(rounds, start=1):
-        seconds += training_seconds(record)
-        accuracy = finite((record.quality or {}).get("accuracy"))
-        if accuracy is not None and accuracy >= target:
-            return Target(target, count, seconds)
-    return Target(target)
+def _target(folder: RunFolder, accuracy: float) -> Target:
+    """Rounds and seconds, without evaluation, until it was reached for the first time, within the run's own budgets."""
+    found = first_reaching(accuracy, round_costs(folder), folder.config.get("until"))
+    return Target(accuracy) if found is None else Target(accuracy, found.round + 1, found.seconds)
 
 
 def fairness(runs: Sequence[RunSummary]) -> list[str]:

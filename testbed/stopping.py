@@ -76,9 +76,12 @@ def within_budget(until: Mapping[str, float], costs: Sequence[RoundCost]) -> Rou
     return inside[-1] if inside else None
 
 
-def first_reaching(accuracy: float, costs: Sequence[RoundCost]) -> RoundCost | None:
-    """The first round after which the accuracy was at least this; None: it never was."""
-    return next((cost for cost in costs if cost.accuracy is not None and cost.accuracy >= accuracy), None)
+def first_reaching(
+    accuracy: float, costs: Sequence[RoundCost], until: Mapping[str, float] | None = None
+) -> RoundCost | None:
+    """The first round after which the accuracy was at least this; None: it never was, or only beyond a budget."""
+    found = next((cost for cost in costs if cost.accuracy is not None and cost.accuracy >= accuracy), None)
+    return found if found is not None and within(until or {}, found) else None
 
 
 def stop_text(stop: Mapping[str, Any]) -> str:

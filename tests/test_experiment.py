@@ -409,13 +409,17 @@ def test_the_outcome_has_every_method_over_its_seeds(experiment, tmp_path):
     ended = standings(two.cells, tmp_path)
     ended[-1] = replace(ended[-1], state=FAILED, error="no client can take part")
     print_outcome(two, ended, console := silent())
-    lines = [line.split() for line in console.file.getvalue().splitlines()]
-    assert ["lora", "2", "of", "2", "0.550", "1.000", "10.0", "s", "–", "0", "B", "–", "–"] in lines
-    told = "fedpruner at random 1 of 2 0.400 1.000 10.0 s – 0 B -0.100 not enough runs to say"
-    assert told.split() in lines
-    assert f"failed: {other.title}: no client can take part; the same command tries it again".split() in lines
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    assert "lora 2 0, 1 0.550 0.550 1.000 0.125 0.810 – 0.0013" in lines
+    assert "fedpruner at random 1 0 0.400 0.400 1.000 0.125 0.810 – 0.0013" in lines
+    assert "fedpruner at random 1 -0.100 -0.100 not enough runs to say –" in lines
+    assert "lora 2 1 10.0 s – 0 B – – – 1 2" in lines
+    assert lines.count("Not all runs are done: fedpruner at random 1 of 2.") == 1
+    assert f"failed: {other.title}: no client can take part; the same command tries it again" in lines
     content = json.loads(outcome_to_json(two, ended))
-    assert [row["accuracy"]["deviation"] for row in content["rows"]] == [pytest.approx(0.0707, abs=1e-4), None]
+    quality = content["tables"]["quality"]
+    assert [row["accuracy"]["deviation"] for row in quality] == [pytest.approx(0.0707, abs=1e-4), None]
+    assert [*content["tables"]] == ["quality", "comparison", "costs"]
     assert [cell["state"] for cell in content["cells"]] == [DONE, DONE, DONE, FAILED]
     assert len(content["runs"]) == 3
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -39,7 +39,7 @@ class _Chosen:
 @click.option(
     "--paper", metavar="DIR", type=click.Path(path_type=Path), help="Write every figure and table as files for a paper."
 )
-@click.option("--reference", metavar="LABEL", help="On the page: the method that the others are compared with.")
+@click.option("--reference", metavar="LABEL", help="The label that the others are compared with.")
 @click.option("--target", type=click.FloatRange(0, 1), help="Tell the rounds and seconds until this accuracy.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line per run and per device, for a spreadsheet.")
 @click.option("--json", "as_json", is_flag=True, help="The same numbers for a program.")
@@ -63,33 +63,38 @@ def command(
     With -o the report is one HTML file that stands alone; with --paper figures as PDF, SVG and PNG, and tables as
     LaTeX, CSV and Markdown.
     """
-    _check_options(page, paper, reference, as_csv=as_csv, as_json=as_json)
+    _check_options(page, paper, as_csv=as_csv, as_json=as_json)
     chosen = _chosen(runs, runs_dir)
     if page or paper:
         _write(chosen, page, paper, target, reference)
     elif chosen.experiment and not as_csv:
-        _print_experiment(chosen.experiment, chosen.standings, target, as_json=as_json)
+        _print_experiment(chosen.experiment, chosen.standings, target, reference, as_json=as_json)
     else:
+        _check_reference(reference)
         _print_runs(chosen.runs, target, as_csv=as_csv, as_json=as_json)
 
 
 # ── what was asked for ──────────────────────────────────────────────────────────────────────────────────────────────
-def _check_options(
-    page: Path | None, paper: Path | None, reference: str | None, *, as_csv: bool, as_json: bool
-) -> None:
+def _check_options(page: Path | None, paper: Path | None, *, as_csv: bool, as_json: bool) -> None:
     """Before anything is read: a long report is not lost to a wrong place."""
     if as_csv and as_json:
         raise click.UsageError("--csv and --json: choose one of them")
     if (page or paper) and (as_csv or as_json):
         raise click.UsageError("-o and --paper write files, --csv and --json print: choose one kind")
-    if reference is not None and not (page or paper):
-        raise click.UsageError("--reference tells what the page compares with: add -o FILE.html or --paper DIR")
     if page:
         _check_page(page)
     if paper:
         if paper.exists() and not paper.is_dir():
             raise UsageError(f"--paper {paper}: expected a folder, there is a file; name another place")
         _check_writable("--paper", paper, paper)
+
+
+def _check_reference(reference: str | None) -> None:
+    """Where runs are printed one by one, nothing is compared with a reference."""
+    if reference is not None:
+        raise click.UsageError(
+            "--reference tells what others are compared with: name an experiment, or add -o FILE.html or --paper DIR"
+        )
 
 
 def _check_page(page: Path) -> None:
@@ -166,18 +171,21 @@ def _print_runs(runs: Sequence[RunFolder], target: float | None, *, as_csv: bool
 
 
 def _print_experiment(
-    experiment: Experiment, standings: Sequence[Standing], target: float | None, *, as_json: bool
+    experiment: Experiment,
+    standings: Sequence[Standing],
+    target: float | None,
+    reference: str | None,
+    *,
+    as_json: bool,
 ) -> None:
     from rich.console import Console
 
     from testbed.experiments.tables import outcome_to_json, print_outcome
 
-    if target is not None:
-        raise click.UsageError("--target: with an experiment, add -o FILE.html or --paper DIR, or --csv")
     if as_json:
-        click.echo(outcome_to_json(experiment, standings))
+        click.echo(outcome_to_json(experiment, standings, target=target, reference=reference))
     else:
-        print_outcome(experiment, standings, Console())
+        print_outcome(experiment, standings, Console(), target=target, reference=reference)
 
 
 # ── written ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -203,19 +211,15 @@ def _write(chosen: _Chosen, page: Path | None, paper: Path | None, target: float
 def _report(chosen: _Chosen, target: float | None, reference: str | None) -> Report:
     from rich.console import Console
 
-    from testbed.reports.gather import report_of
+    from testbed.reports.gather import report_on
+    from testbed.reports.grouping import material_of, material_of_experiment
 
-    experiment = chosen.experiment
-    asked: dict[str, Any] = {"target": target, "reference": reference}
-    if experiment:
-        asked = {
-            "target": experiment.protocol.target if target is None else target,
-            "reference": reference or experiment.reference,
-            "experiment": chosen.standings,
-            "rows": tuple(dict.fromkeys(cell.row for cell in experiment.cells)),
-        }
     with Console(stderr=True).status(f"reading {len(chosen.runs)} runs …"):
-        return report_of(chosen.runs, title=_title(chosen), **asked)
+        if chosen.experiment:
+            material = material_of_experiment(chosen.experiment, chosen.standings, target=target, reference=reference)
+        else:
+            material = material_of(chosen.runs, target=target, reference=reference)
+        return report_on(material, _title(chosen))
 
 
 def _title(chosen: _Chosen) -> str:

@@ -3,7 +3,6 @@
 file        the YAML file, read and checked; choices are the values along its axes
 experiment  the cells, and what tells them apart
 cells       where each stands; done one after another, with the pace that is left
-protocols   how methods are judged: quality under budget, cost to target, robustness
-outcome     what came of it, over the seeds; tables print it
+tables      what came of it: the report's tables (`testbed.reports`), printed, and as JSON
 forecast    what it will take: from runs that are there, from the plan, from a step that is timed
 """

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from testbed.experiments.cells import DONE, FAILED, RUNNING
-from testbed.experiments.outcome import Outcome, end_table
-from testbed.experiments.protocols import protocol_tables
 from testbed.quantities import DASH
-from testbed.report import fairness
-from testbed.report_tables import plain_table, print_comparison, print_fitting, run_record
+from testbed.report_tables import Columns, plain_table, print_comparison, print_fitting, run_record
+from testbed.reports.grouping import material_of_experiment
+from testbed.reports.protocols import protocol_tables
+from testbed.reports.quality import quality_tables
+from testbed.reports.tables import unlike_table
+from testbed.statistics import Estimate
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from testbed.experiments.cells import Standing
-    from testbed.experiments.experiment import Cell, Experiment
-    from testbed.reports.exhibits import Table
+    from testbed.experiments.experiment import Experiment
+    from testbed.reports.exhibits import Table, Value
+    from testbed.reports.material import Material
 
 _SHOWN_OF_IDENTITY = 12
+#: Run by run, which the finished runs beside each other are already.
+_NOT_PRINTED = frozenset({"to-target-runs"})
+#: Columns, the first of a table, that say which row it is.
+_NAMES = frozenset({"method", "circumstances", "disturbance"})
 
 
 # ── before anything is run ──────────────────────────────────────────────────────────────────────────────────────────
@@ -47,17 +54,26 @@ def order_text(experiment: Experiment) -> str:
 
 
 # ── afterwards ──────────────────────────────────────────────────────────────────────────────────────────────────────
-def print_outcome(experiment: Experiment, standings: Sequence[Standing], console: Console) -> None:
-    """The finished runs beside each other, the methods over their seeds, and what was not done, with the reason."""
-    outcome = Outcome.of(experiment, standings)
-    if outcome.done:
-        titles = {standing.cell.identity: standing.cell.title for standing in reversed(standings)}
-        runs = [replace(run.summary, run=titles[cell], conditions={}) for cell, run in outcome.done.items()]
-        print_comparison(runs, console)
-        for note in _unlike(outcome):
+def print_outcome(
+    experiment: Experiment,
+    standings: Sequence[Standing],
+    console: Console,
+    *,
+    target: float | None = None,
+    reference: str | None = None,
+) -> None:
+    """The finished runs beside each other, the methods over their seeds, and what was not done, with the reason.
+
+    Raises UsageError for a `reference` that is no label of the experiment.
+    """
+    if any(standing.state == DONE for standing in standings):
+        material = material_of_experiment(experiment, standings, target=target, reference=reference)
+        _print_runs(material, console)
+        for note in _unlike(material):
             say(console, f"Not like for like: {note}.")
-        for table in _tables(outcome):
-            _print_table(table, console)
+        for note in material.notes:
+            say(console, note)
+        _print_tables(_shown(material), console)
     for standing in standings:
         if standing.state == FAILED:
             say(console, f"failed: {standing.cell.title}: {standing.error}{_way_out(standing)}")
@@ -65,19 +81,38 @@ def print_outcome(experiment: Experiment, standings: Sequence[Standing], console
             say(console, f"left to another process, which is running it: {standing.cell.title}")
 
 
-def _tables(outcome: Outcome) -> list[Table]:
-    """Runs that a budget or a target ended are judged by that, and not by where their last round left them."""
-    ended_early = bool(outcome.experiment.protocol.until)
-    return [*([] if ended_early else [end_table(outcome)]), *protocol_tables(outcome)]
+def _print_runs(material: Material, console: Console) -> None:
+    titles = {each.run.run_id: each.cell.title for each in reversed(material.standings) if each.run is not None}
+    print_comparison([replace(run.summary, run=titles[run.run], conditions={}) for run in material.runs], console)
 
 
-def _print_table(table: Table, console: Console) -> None:
-    console.rule(table.title, align="left")
-    columns = {column.heading: itemgetter(index) for index, column in enumerate(table.columns)}
-    print_fitting(columns, list(table.texts()), console)
-    for note in (table.caption, *table.notes):
-        console.print(note, style="dim", markup=False, highlight=False)
-    console.print()
+def _shown(material: Material) -> list[Table]:
+    """Those of the report that fit a terminal; runs that all end early are not judged by their last round."""
+    ended_early = all(group.until for group in material.groups)
+    protocols = [table for table in protocol_tables(material) if table.key not in _NOT_PRINTED]
+    return [*([] if ended_early else quality_tables(material)), *protocols]
+
+
+def _print_tables(tables: Sequence[Table], console: Console) -> None:
+    told: set[str] = set()
+    for table in tables:
+        console.rule(table.title, align="left")
+        print_fitting(_columns(table), list(table.texts()), console)
+        notes = [note for note in table.notes if note not in told]
+        told.update(notes)
+        for note in (table.caption, *notes):
+            console.print(note, style="dim", markup=False, highlight=False)
+        console.print()
+
+
+def _columns(table: Table) -> Columns:
+    """What a row is called is one column: a narrow terminal begins every part of the table with it."""
+    names = sum(column.key in _NAMES for column in table.columns)
+    (first, *_), others = table.columns[:names], enumerate(table.columns[names:], start=names)
+    return {
+        first.heading: lambda row: ", ".join(filter(None, row[:names])),
+        **{column.heading: itemgetter(index) for index, column in others},
+    }
 
 
 def _way_out(standing: Standing) -> str:
@@ -86,17 +121,28 @@ def _way_out(standing: Standing) -> str:
     return f"; --retry-failed goes on with its run {standing.run.run_id}"
 
 
-def outcome_to_json(experiment: Experiment, standings: Sequence[Standing]) -> str:
-    """{"experiment", "reference", "cells", "rows": methods over seeds, "protocol", "runs", "fairness"}."""
-    outcome = Outcome.of(experiment, standings)
+def outcome_to_json(
+    experiment: Experiment,
+    standings: Sequence[Standing],
+    *,
+    target: float | None = None,
+    reference: str | None = None,
+) -> str:
+    """{"experiment", "reference", "cells", "tables": the report's by their keys, "runs", "fairness"}.
+
+    Raises UsageError for a `reference` that is no label of the experiment.
+    """
+    material = None
+    if any(standing.state == DONE for standing in standings):
+        material = material_of_experiment(experiment, standings, target=target, reference=reference)
+    tables = [*quality_tables(material), *protocol_tables(material)] if material else []
     content = {
         "experiment": experiment.name,
-        "reference": experiment.reference,
+        "reference": material.reference if material else reference or experiment.reference,
         "cells": cell_records(standings),
-        "rows": _table_records(end_table(outcome)),
-        "protocol": {table.key: _table_records(table) for table in protocol_tables(outcome)},
-        "runs": [run_record(run.summary) for run in outcome.done.values()],
-        "fairness": _unlike(outcome),
+        "tables": {table.key: _table_records(table) for table in tables},
+        "runs": [run_record(run.summary) for run in material.runs] if material else [],
+        "fairness": _unlike(material) if material else [],
     }
     return json.dumps(content, indent=2, allow_nan=False)
 
@@ -107,8 +153,8 @@ def _table_records(table: Table) -> list[dict[str, Any]]:
     return [dict(zip(keys, map(_plain, row), strict=True)) for row in table.rows]
 
 
-def _plain(value: Any) -> Any:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+def _plain(value: Value) -> Any:
+    return asdict(value) if isinstance(value, Estimate) else value
 
 
 def cell_records(standings: Sequence[Standing]) -> list[dict[str, Any]]:
@@ -132,18 +178,9 @@ def cell_records(standings: Sequence[Standing]) -> list[dict[str, Any]]:
     ]
 
 
-def _unlike(outcome: Outcome) -> list[str]:
-    """What differs between methods with the same seed under the same circumstances, and should not."""
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for standing in outcome.standings:
-        if standing.state == DONE and standing.cell.identity in outcome.done:
-            cell = standing.cell
-            groups.setdefault((cell.circumstances, cell.seed), []).append(cell)
-    notes = [
-        ", ".join((*cells[0].circumstances, note))
-        for cells in groups.values()
-        for note in fairness([replace(outcome.done[cell.identity].summary, run=cell.label) for cell in cells])
-    ]
+def _unlike(material: Material) -> list[str]:
+    """What differs between methods under the same circumstances, each once, whatever the seeds."""
+    notes = [", ".join(str(part) for part in (under, note) if part) for under, note, _ in unlike_table(material).rows]
     return list(dict.fromkeys(notes))
 
 

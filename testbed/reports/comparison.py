@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from testbed.statistics import paired
 
 if TYPE_CHECKING:
     from testbed.reports.exhibits import Value
-    from testbed.reports.material import Group, Material
+    from testbed.reports.material import Evidence, Group, Material
     from testbed.statistics import Paired
 
 #: With so few pairs, and more comparisons than this, hardly any difference can be shown.
@@ -41,32 +42,38 @@ def comparison_table(material: Material) -> Table:
         "column's size may be hidden. It speaks of the seeds, not of other data."
     )
     few = most > _MANY and max(len(group.runs) for group in material.groups) <= _FEW_PAIRS
-    notes = (_HARDLY,) if few else ()
+    notes = (*material.lacking, *((_HARDLY,) if few else ()))
     return Table("comparison", f"Against {material.reference}", caption, columns, tuple(rows), notes)
 
 
 def _rows(material: Material, groups: tuple[Group, ...], figure: str) -> list[tuple[Value, ...]]:
     """None where the reference has no run under these circumstances."""
-    theirs = next((group for group in groups if group.label == material.reference), None)
-    if theirs is None:
-        return []
-    return [_row(material, group, theirs, figure, len(groups) - 1) for group in groups if group is not theirs]
+    pairs = [(group, theirs) for group in groups if (theirs := material.reference_of(group)) is not None]
+    return [_row(material, group, theirs, figure) for group, theirs in pairs]
 
 
-def _row(material: Material, group: Group, theirs: Group, figure: str, comparisons: int) -> tuple[Value, ...]:
-    alone, found = (against(group, theirs, figure, count) for count in (1, comparisons))
-    pairs = found.difference.count
+def _row(material: Material, group: Group, theirs: Group, figure: str) -> tuple[Value, ...]:
+    alone, found = (
+        against(group, theirs, attrgetter(f"summary.{figure}"), count, accuracy=figure == "accuracy")
+        for count in (1, beside(material, group))
+    )
     shown = (alone.difference, found.difference, found.verdict, found.hidden)
-    return (*named(material, group), pairs, *shown)
+    return (*named(material, group), found.difference.count, *shown)
 
 
-def against(group: Group, theirs: Group, figure: str, comparisons: int) -> Paired:
-    """A figure of the summaries, on the seeds that both have."""
-    by_accuracy = figure == "accuracy"
+def beside(material: Material, group: Group) -> int:
+    """How many are compared with the reference under the same circumstances: they share the error."""
+    return len(material.under(group.circumstances)) - 1
+
+
+def against(
+    group: Group, theirs: Group, figure: Callable[[Evidence], float | None], comparisons: int, *, accuracy: bool = True
+) -> Paired:
+    """A figure of the runs, on the seeds that both have: an accuracy, or something of which less is better."""
     return paired(
-        group.by_seed(attrgetter(figure)),
-        theirs.by_seed(attrgetter(figure)),
-        higher_is_better=by_accuracy,
+        group.by_seed(figure),
+        theirs.by_seed(figure),
+        higher_is_better=accuracy,
         comparisons=comparisons,
-        resolution=max(group.resolution, theirs.resolution) if by_accuracy else 0.0,
+        resolution=max(group.resolution, theirs.resolution) if accuracy else 0.0,
     )

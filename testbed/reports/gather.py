@@ -48,6 +48,11 @@ def report_of(
     Raises UsageError where there is no run, or none of the reference; StoreError where a run cannot be read.
     """
     material = material_of(folders, target=target, experiment=experiment, reference=reference, rows=rows)
+    return report_on(material, title)
+
+
+def report_on(material: Material, title: str) -> Report:
+    """What runs show that are put together already.  Raises StoreError where one cannot be read."""
     sections = [section for make in _SECTIONS if (section := make(material)) is not None]
     return Report(title, _subtitle(material), tuple(_keyed(sections)), tuple(_facts(material)), material.order)
 

@@ -18,6 +18,7 @@ from testbed.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from testbed.experiments.cells import Standing
+    from testbed.experiments.experiment import Experiment
     from testbed.store import RunFolder
 
 #: Of a configuration: what names the circumstances, or tells seeds apart, and so makes no other group.
@@ -47,7 +48,7 @@ def material_of(
 ) -> Material:
     """Read the runs and put them together; `rows` are the experiment's, in the order of its file.
 
-    Raises UsageError where there is no run, or none of the label asked for as `reference`.
+    Raises UsageError where there is no run, and where `reference` is no label of a run or a cell.
     """
     standings = tuple(experiment or ())
     known = {folder.run_id: folder for folder in folders or _runs_of(standings)}
@@ -62,7 +63,25 @@ def material_of(
     ranks = {row: rank for rank, row in enumerate(rows)}
     order = sorted(members, key=lambda place: ranks.get(place.row, len(ranks)))
     groups = tuple(Group(each.label, each.circumstances, counted(members[each]), each.disturbance) for each in order)
-    return Material(runs, groups, _reference(groups, reference), target, standings, tuple(_notes(members, groups)))
+    chosen = _reference(groups, standings, reference)
+    notes = (*_notes(members, groups), *_without_reference(groups, chosen))
+    return Material(runs, groups, chosen, target, standings, notes)
+
+
+def material_of_experiment(
+    experiment: Experiment, standings: Sequence[Standing], *, target: float | None = None, reference: str | None = None
+) -> Material:
+    """Its runs that are done, judged as its file says; `target` and `reference` go before what that says.
+
+    Raises what `material_of` does.
+    """
+    return material_of(
+        (),
+        target=experiment.protocol.target if target is None else target,
+        experiment=standings,
+        reference=reference or experiment.reference,
+        rows=tuple(dict.fromkeys(cell.row for cell in experiment.cells)),
+    )
 
 
 def _runs_of(standings: Iterable[Standing]) -> list[RunFolder]:
@@ -72,13 +91,18 @@ def _runs_of(standings: Iterable[Standing]) -> list[RunFolder]:
     return [each.run for each in standings if each.run is not None and each.state == DONE]
 
 
-def _reference(groups: Sequence[Group], asked: str | None) -> str:
-    labels = dict.fromkeys(group.label for group in groups)
+def _reference(groups: Sequence[Group], standings: Sequence[Standing], asked: str | None) -> str:
+    labels = dict.fromkeys([*(group.label for group in groups), *(each.cell.label for each in standings)])
     if asked is None:
         return next(iter(labels))
     if asked not in labels:
         raise UsageError(f'reference: no run has the label "{asked}"; {did_you_mean(asked, labels)}')
     return asked
+
+
+def _without_reference(groups: Sequence[Group], reference: str) -> Iterable[str]:
+    if all(group.label != reference for group in groups):
+        yield f"The reference, {reference}, has no finished run: nothing is compared with it."
 
 
 def _notes(members: Mapping[Place, Sequence[Evidence]], groups: Sequence[Group]) -> Iterable[str]:
@@ -99,9 +123,7 @@ def _notes(members: Mapping[Place, Sequence[Evidence]], groups: Sequence[Group])
 
 # ── runs of an experiment ───────────────────────────────────────────────────────────────────────────────────────────
 def _place(standing: Standing) -> Place:
-    cell = standing.cell
-    disturbed = () if cell.disturbance is None else (cell.disturbance,)
-    return Place(cell.label, (*cell.circumstances, *disturbed), cell.disturbance)
+    return Place(standing.cell.label, standing.cell.circumstances, standing.cell.disturbance)
 
 
 def _places(runs: Sequence[Evidence], standings: Sequence[Standing]) -> dict[str, list[Place]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ from testbed.costs import round_costs
 from testbed.report import summarise
 from testbed.run_record import FINISHED
 from testbed.statistics import Estimate, estimate
+from testbed.stopping import FACT
 
 if TYPE_CHECKING:
     from testbed.costs import RoundCost
@@ -69,6 +71,12 @@ class Evidence:
     def costs(self) -> tuple[RoundCost, ...]:
         return tuple(round_costs(self.folder))
 
+    @cached_property
+    def stopped(self) -> Mapping[str, Any] | None:
+        """Which end was met (a Stop of `testbed.stopping` as plain data); None where its rounds alone decided."""
+        stop = self.folder.status.facts.get(FACT)
+        return stop if isinstance(stop, Mapping) else None
+
     @property
     def examples(self) -> int | None:
         """Held-out examples behind the last quality: an accuracy moves in steps of one in so many."""
@@ -94,6 +102,11 @@ class Group:
         return self.runs[0]
 
     @property
+    def until(self) -> Mapping[str, Any]:
+        """What ends its runs early: budgets, a target."""
+        return self.first.config.get("until") or {}
+
+    @property
     def resolution(self) -> float:
         """The least step of an accuracy; 0 where the number of examples is not known."""
         counts = [run.examples for run in self.runs]
@@ -108,8 +121,9 @@ class Group:
         """What each run says of a device."""
         return [found for run in self.runs for found in run.summary.devices if found.device == device]
 
-    def by_seed(self, figure: Callable[[RunSummary], float | None]) -> dict[int, float]:
-        values = {run.seed: figure(run.summary) for run in self.runs}
+    def by_seed(self, figure: Callable[[Evidence], float | None]) -> dict[int, float]:
+        """Of the runs that have the figure."""
+        values = {run.seed: figure(run) for run in self.runs}
         return {seed: value for seed, value in values.items() if value is not None}
 
     def over(self, figure: Callable[[RunSummary], float | None], resolution: float = 0.0) -> Estimate | None:
@@ -142,6 +156,20 @@ class Material:
 
     def under(self, circumstances: tuple[str, ...]) -> tuple[Group, ...]:
         return tuple(group for group in self.groups if group.circumstances == circumstances)
+
+    def reference_of(self, group: Group) -> Group | None:
+        """The reference under the same circumstances; None for the reference itself, and where it has no run."""
+        if group.label == self.reference:
+            return None
+        return next((each for each in self.under(group.circumstances) if each.label == self.reference), None)
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """The note of a table that does not count all of an experiment's runs yet; () where it does."""
+        asked = Counter(standing.cell.row for standing in self.standings)
+        done = {group.name: len(group.runs) for group in self.groups}
+        rows = [f"{row} {done.get(row, 0)} of {count}" for row, count in asked.items() if done.get(row, 0) < count]
+        return (f"Not all runs are done: {'; '.join(rows)}.",) if rows else ()
 
     @cached_property
     def shown(self) -> tuple[str, ...]:

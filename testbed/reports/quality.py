@@ -85,13 +85,20 @@ def seconds_abscissa(material: Material) -> Abscissa:
 
 def quality(material: Material) -> Section | None:
     """None where nothing was evaluated."""
-    if not any(run.summary.accuracy is not None or run.summary.loss is not None for run in material.runs):
+    exhibits: list[Table | Figure] = [*quality_tables(material)]
+    if not exhibits:
         return None
-    exhibits: list[Table | Figure] = [quality_table(material)]
-    exhibits += [table for table in (comparison_table(material), cost_table(material)) if table.rows]
     for circumstances in material.circumstances[:_DRAWN_CIRCUMSTANCES]:
         exhibits += _figures(material, circumstances)
     return Section("quality", "Quality", tuple(_paragraphs(material)), tuple(exhibits))
+
+
+def quality_tables(material: Material) -> list[Table]:
+    """Where the methods stand after their last round; none where nothing was evaluated."""
+    if not any(run.summary.accuracy is not None or run.summary.loss is not None for run in material.runs):
+        return []
+    found = (quality_table(material), comparison_table(material), cost_table(material))
+    return [table for table in found if table.rows]
 
 
 def _paragraphs(material: Material) -> Iterator[str]:
@@ -122,7 +129,7 @@ def quality_table(material: Material) -> Table:
         f"{OVER_SEEDS} Best is the best round's accuracy, chosen on the same held-out examples and so too good. "
         "Resolution is one held-out example. A dash: a run lacks the figure."
     )
-    return Table("quality", "Quality at the end", caption, columns, rows)
+    return Table("quality", "Quality at the end", caption, columns, rows, material.lacking)
 
 
 def _quality_row(material: Material, group: Group) -> tuple[Value, ...]:
@@ -146,15 +153,15 @@ def cost_table(material: Material) -> Table:
         METHOD, RUNS, figure_column("rounds", "Rounds", 0), seconds_column("seconds", "Time"),
         joules_column("energy_joules", "Energy"), bytes_column("sent_bytes", "Sent"),
         bytes_column("peak_worst_bytes", "Worst peak"), bytes_column("headroom_least_bytes", "Least headroom"),
-        figure_column("tokens_per_second", "Tokens/s", 0), Column("refused", "Refused"), Column("clients", "of"),
+        figure_column("tokens_per_second", "Tokens/s", 0), Column("refused", "Refused"), Column("clients", "Clients"),
     )  # fmt: skip
     caption = (
-        "What a run cost: time and bytes (down and up) without evaluation, where records tell that apart, and gross "
-        f"energy of all devices. {OVER_SEEDS} The worst peak and the least headroom are those of any run; refused are "
+        "What a run cost without evaluation, where records tell that apart: time, gross energy of all devices, and "
+        f"bytes down and up. {OVER_SEEDS} The worst peak and the least headroom are those of any run; refused are "
         "clients of one run. A dash: not measured."
     )
     replayed = (REPLAYED,) if material.replayed else ()
-    notes = (*replayed, *_notes_on_time(material))
+    notes = (*material.lacking, *replayed, *_notes_on_time(material))
     return Table("costs", "What it cost", caption, columns, tuple(map(_cost_row, material.groups)), notes)
 
 
@@ -164,7 +171,8 @@ def _cost_row(group: Group) -> tuple[Value, ...]:
     headrooms = [run.summary.headroom_least_bytes for run in group.runs]
     return (
         group.name, len(group.runs), group.over(attrgetter("rounds")),
-        over([None if cost is None else cost.seconds for cost in last]), group.over(attrgetter("energy_joules")),
+        over([None if cost is None else cost.seconds for cost in last]),
+        over([None if cost is None else cost.joules for cost in last]),
         over([None if cost is None else cost.bytes_down + cost.bytes_up for cost in last]),
         max((peak for peak in peaks if peak is not None), default=None),
         min((room for room in headrooms if room is not None), default=None),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from testbed.reports.exhibits import Column, name_column
+from testbed.reports.exhibits import Column, bytes_column, name_column
 from testbed.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -23,9 +23,14 @@ METHOD = name_column("method", "Method")
 DEVICE = name_column("device", "Device")
 RUN = name_column("run", "Run")
 RUNS = Column("runs", "Runs")
+ALL_BYTES = bytes_column("all_bytes", "All bytes")
 
 #: What a table over seeds says of its means.
 OVER_SEEDS = "Means over runs that differ in the seed alone, with Student's t interval at 95 % from three runs on."
+#: And of the differences to the reference.
+OVER_SEEDS_PAIRED = "Differences are paired on the seed, and those beside each other share their error (Bonferroni)."
+#: What the costs of a protocol count.
+PROTOCOL_COSTS = "Costs are without evaluation; all bytes are those down, up and deployed."
 #: What bounds an energy, in the place of an interval over runs.
 OF_MEASUREMENT = "± is half of the measurement's own interval at 95 % (docs/energy.md), not a spread over runs."
 EMULATED_SECONDS = (

@@ -115,7 +115,8 @@ def test_many_methods_are_in_every_table_and_a_few_are_drawn_which_is_said(tmp_p
 # ── experiments ─────────────────────────────────────────────────────────────────────────────────────────────────────
 def standing(folder, label: str, *, disturbance: str | None = None, state: str = DONE, error: str | None = None):
     config = RunConfig("lora", seed=folder.config["seed"] if folder else 9)
-    cell = Cell(label, config, load_inventory(default_inventory()), f"{label}{config.seed}", (), disturbance)
+    under = () if disturbance is None else (disturbance,)  # the last of the circumstances
+    cell = Cell(label, config, load_inventory(default_inventory()), f"{label}{config.seed}", under, disturbance)
     return Standing(cell, state, folder, error)
 
 

@@ -72,6 +72,19 @@ def test_an_experiment_is_printed_as_its_own_command_does(lab, capsys):
     assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()].count("run") == 2
 
 
+def test_what_an_experiment_is_compared_with_and_to_which_target_can_be_said(lab, capsys):
+    assert main(["report", "mine.yaml", "--reference", "fedprox", "--target", "0.5", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["reference"] == "fedprox"
+    assert [(each["target"], each["reached"], each["runs"]) for each in told["tables"]["to-target"]] == [
+        (0.5, 1, 1)
+    ] * 2
+    assert main(["report", "mine.yaml", "--reference", "fedprox", "--target", "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "Against fedprox ──" in said
+    assert "Cost to target ──" in said
+
+
 def test_a_page_that_is_there_is_replaced(lab, capsys):
     Path("it.html").write_text("old")
     assert main(["report", "-o", "it.html"]) == 0
@@ -90,10 +103,10 @@ def test_a_page_that_is_there_is_replaced(lab, capsys):
         (("--paper", "mine.yaml"), "--paper mine.yaml: expected a folder, there is a file; name another place"),
         (("-o", "it.html", "--csv"), "-o and --paper write files, --csv and --json print: choose one kind"),
         (("--csv", "--json"), "--csv and --json: choose one of them"),
-        (("--reference", "lora"), "--reference tells what the page compares with: add -o FILE.html or --paper DIR"),
+        (("--reference", "lora"), "--reference tells what others are compared with: name an experiment, or add -o"),
+        (("mine.yaml", "--csv", "--reference", "lora"), "--reference tells what others are compared with"),
         (("other.yaml",), "other.yaml: there is no such experiment file; those that come along are "),
         (("lora", "mine.yaml"), "mine.yaml is an experiment, which stands for all of its runs: name it alone"),
-        (("mine.yaml", "--target", "0.5"), "--target: with an experiment, add -o FILE.html or --paper DIR, or --csv"),
     ],
 )
 def test_what_cannot_be_done_is_told(lab, capsys, words, message):
@@ -112,4 +125,5 @@ def test_no_run_at_all(tmp_path, monkeypatch, capsys):
 
 
 def test_an_unknown_reference_is_told(lab, capsys):
-    assert "fedprux" in refused(capsys, "mine.yaml", "-o", "it.html", "--reference", "fedprux")
+    for words in (("-o", "it.html"), (), ("--json",)):
+        assert "fedprux" in refused(capsys, "mine.yaml", *words, "--reference", "fedprux")

@@ -114,6 +114,8 @@ def test_energies_are_those_of_the_summary_with_the_measurements_interval(tmp_pa
     whole = row(table(report, "energy"), device="all")
     assert whole["gross_joules"].mean == summary.energy_joules == pytest.approx(2 * 2 * 10 * 5.0, rel=0.01)
     assert whole["net_joules"] is None  # no rest was measured
+    spent = row(table(report, "costs"), method="lora")["energy_joules"]
+    assert spent.mean == round_costs(folder)[-1].joules == summary.energy_joules  # no job was an evaluation
 
 
 def test_a_device_without_a_meter_leaves_the_whole_unknown(tmp_path):
