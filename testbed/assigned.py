@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import StoreError, WireError
-from testbed.job import FAILED, OUTCOMES, Job, Result, TensorSpec
+from testbed.job import FAILED, OUTCOMES, TIMED_OUT, Job, Result, TensorSpec
 from testbed.node.pace import Pace
 from testbed.node.spool import FileSink
 from testbed.node.tensors import read_tensor_header
+from testbed.quantities import seconds_text
 
 
 class UpdateSink(FileSink):
@@ -82,6 +83,11 @@ class Assigned:
         """From here on it counts how long it takes; also when it begins once more."""
         self.deadline = time.monotonic() + self._timeout if self._timeout is not None else None
 
+    @property
+    def limit_text(self) -> str:
+        """What a job that took too long went over, by the name that it is set by."""
+        return "" if self._timeout is None else f", over its job_timeout_seconds ({seconds_text(self._timeout)})"
+
     def ended(self, device: str, outcome: str, error: str) -> Result:
         """A result that the controller has to give, because the agent did not."""
         if self.job.disturbances:
@@ -101,6 +107,8 @@ def accept(data: Any, assigned: Assigned, device: str) -> tuple[Result, Path | N
         result = _result(data, assigned, device)
     except WireError as error:
         result = assigned.ended(device, FAILED, str(error))
+    if result.outcome == TIMED_OUT:
+        result = replace(result, error=f"{result.error or 'it took too long'}{assigned.limit_text}")
     try:
         if result.finished:
             _check_update(result, data.get("hash"), sink)

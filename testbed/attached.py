@@ -346,7 +346,7 @@ class AttachedNode:
             self._cancel(current)
         else:
             self._hangs = True
-            self._give_up(TIMED_OUT, "it took too long, and its agent did not cancel it")
+            self._give_up(TIMED_OUT, f"it took too long{current.limit_text}, and its agent did not cancel it")
 
     def _cancel(self, current: Assigned) -> None:
         if self.channel is not None:

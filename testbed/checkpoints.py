@@ -51,6 +51,18 @@ def save(
     return target
 
 
+def go_back(folder: Path, state: State, round_index: int, extra: Mapping[str, Any]) -> Path:
+    """`save` of an earlier round than the newest, which becomes the newest; one is there at every moment."""
+    newer = [path for path in _newest_first(folder) if path.name > f"round-{round_index:05d}"]
+    with disk_errors_in_words(folder):
+        for path in newer[1:]:
+            shutil.rmtree(path)
+        target = save(folder, state, round_index, extra)
+        for path in newer[:1]:
+            shutil.rmtree(path)
+    return target
+
+
 def load(folder: Path) -> tuple[State, int, dict[str, Any]] | None:
     """The newest checkpoint that is intact; None when there is none; StoreError when none of them is."""
     found = _newest_first(folder)

@@ -224,7 +224,7 @@ def _classes(spec: DataSpec, train: Sequence[Row], held_out: Sequence[Row]) -> t
         return ()
     names = {row.label for row in train if row.label is not None}
     if len(names) < 2:
-        source = "the folders" if spec.task == IMAGE_CLASSIFICATION else "columns.label"
+        source = "the folders" if spec.task == IMAGE_CLASSIFICATION else "--data-set label=COLUMN"
         raise DataError(
             f"data {spec.name!r}: classification needs two classes or more, the training {_kind(spec)} have only "
             f"{sorted(names)}; check {source} and the limits"

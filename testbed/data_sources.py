@@ -26,6 +26,8 @@ DOCSTRING_CLASSES = ("matplotlib", "pandas", "scipy", "sklearn", "stdlib", "symp
 
 _PLAIN_WORDS = ("text", "label", "id")
 _TEMPLATE_WORDS = ("instruction", "input", "response", "label", "id")
+#: Our word → what the data may call it, too: Alpaca's own columns are instruction, input and output.
+_ALSO_CALLED = {"response": "output"}
 _OPTIONAL_WORDS = frozenset({"input", "label", "id"})
 _ALPACA_OPENING = (
     "Below is an instruction that describes a task{paired}. Write a response that appropriately completes the request."
@@ -238,17 +240,28 @@ def _columns(spec: DataSpec, name: str, known: Sequence[str]) -> dict[str, str]:
     words = _TEMPLATE_WORDS if spec.template else _PLAIN_WORDS
     unknown = [word for word in spec.columns if word not in words]
     if unknown:
-        raise DataError(f"data {name!r}: columns.{unknown[0]} is not a word of ours; {did_you_mean(unknown[0], words)}")
-    chosen = {word: spec.columns.get(word, word) for word in words}
+        of = f"the template '{spec.template}'" if spec.template else "data without a template"
+        raise DataError(f"data {name!r}: '{unknown[0]}' is no column of {of}; {did_you_mean(unknown[0], words)}")
+    chosen = {word: spec.columns.get(word) or _column_of(word, known) for word in words}
     needed = {"label"} if spec.task == SEQUENCE_CLASSIFICATION else set()
     for word, column in chosen.items():
         wanted = word in spec.columns or word in needed or word not in _OPTIONAL_WORDS
         if wanted and column not in known:
-            hint = f"; map it with columns.{word}" if word not in spec.columns else ""
+            hint = f"; {say_column(word)}" if word not in spec.columns else ""
             raise DataError(
                 f"data {name!r}: there is no column {column!r} for '{word}'; {did_you_mean(column, known)}{hint}"
             )
     return {word: column for word, column in chosen.items() if column in known}
+
+
+def say_column(word: str) -> str:
+    """How a user says which column holds one of our words."""
+    return f"name it with --data-set {word}=COLUMN (in an experiment's file: {word}: COLUMN, beside the data's name)"
+
+
+def _column_of(word: str, known: Sequence[str]) -> str:
+    also = _ALSO_CALLED.get(word, word)
+    return also if word not in known and also in known else word
 
 
 def _row(spec: DataSpec, columns: Mapping[str, str], place: str, record: Mapping[str, Any]) -> Row:

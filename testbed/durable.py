@@ -37,7 +37,9 @@ def _in_words(path: Path, error: OSError) -> str:
         return f"{path}: not writable ({error.strerror}); change its owner, or choose another folder with `--runs`"
     if error.errno in {errno.ENOTDIR, errno.EEXIST}:
         return f"{path}: expected a folder, there is a file; move it away, or choose another folder with `--runs`"
-    return f"{path}: {error.strerror or error}; nothing that was stored before is lost"
+    if error.errno == errno.ENOENT:
+        return f"{path}: there is no such file or folder, and none can be made there; name another one"
+    return f"{path}: {error.strerror or error}"
 
 
 def _free_bytes(path: Path) -> int | None:
@@ -86,6 +88,16 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise StoreError(f"{path}: not valid JSON ({error}); restore the file, or remove the run folder") from error
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file, with a sign for what is not UTF-8; raises StoreError when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        raise StoreError(f"{path}: missing; the run folder is not complete") from None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def sync_path(path: Path) -> None:

@@ -15,6 +15,7 @@ from testbed.job import REFUSED
 from testbed.live_table import render
 from testbed.live_view import LINK_LOST, POWER_CYCLE, RunView
 from testbed.quantities import bytes_text, number_text, seconds_text
+from testbed.run_record import INTERRUPTED
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -97,8 +98,8 @@ class PlainWatcher:
             self._view.run_started(run_id, plan, rounds)
             clients = plan.get("clients", ())
             devices = {client["device"] for client in clients}
-            count = "1 round" if rounds == 1 else f"{rounds} rounds"
-            self._say(f"run {run_id}: {len(clients)} clients on {len(devices)} devices, {count}")
+            who = f"{_counted(len(clients), 'client')} on {_counted(len(devices), 'device')}"
+            self._say(f"run {run_id}: {who}, {_counted(rounds, 'round')}")
             for client in clients:
                 if client["outcome"] == REFUSED:
                     reason = client.get("reason") or "no reason given"
@@ -139,7 +140,8 @@ class PlainWatcher:
 
     def run_ended(self, status: str) -> None:
         with self._lock:
-            self._tell_round()
+            if status != INTERRUPTED or self._view.round_over:
+                self._tell_round()
             self._view.run_ended(status)
             self._say(f"run {self._view.run_id} {status}, {seconds_text(self._view.elapsed)}")
 
@@ -256,6 +258,10 @@ class Guarded:
             self._console.print(line, markup=False, highlight=False)
         except (Exception, SystemExit):  # noqa: BLE001, S110 -- the terminal itself is gone: nobody is left to tell
             pass
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def outcome_line(result: Result) -> str:

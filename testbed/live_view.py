@@ -50,7 +50,7 @@ class RunView:
         self.run_id, self.rounds, self.status = "", 0, "running"
         self.devices: dict[str, DeviceView] = {}
         self.round: int | None = None
-        self.participants = self.finished = 0
+        self.participants = self.finished = self.ended = 0
         self.learning_rate: float | None = None
         self.loss: float | None = None
         self.accuracy: float | None = None
@@ -70,7 +70,7 @@ class RunView:
 
     def round_started(self, index: int, participants: int, learning_rate: float) -> None:
         self.round, self.participants, self.learning_rate = index, participants, learning_rate
-        self.finished = 0
+        self.finished = self.ended = 0
         self._losses.clear()
         self._first = index if self._first is None else self._first
         self._round_began = self._clock()
@@ -91,6 +91,7 @@ class RunView:
         view = self._device(result.device)
         view.saw_peak(result.measurement.peak.estimate_bytes)
         self.finished += result.finished
+        self.ended += 1
         view.failed += not result.finished
         view.state = IDLE if result.finished else result.outcome
         loss = result.scalars.get("loss")
@@ -109,6 +110,11 @@ class RunView:
     @property
     def elapsed(self) -> float:
         return self._clock() - self._began
+
+    @property
+    def round_over(self) -> bool:
+        """Whether every job of the current round has ended."""
+        return self.round is not None and self.ended >= self.participants
 
     @property
     def round_seconds(self) -> float:

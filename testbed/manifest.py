@@ -60,6 +60,12 @@ def seal(folder: RunFolder) -> bool:
     return True
 
 
+def unseal(folder: RunFolder) -> None:
+    """Take the manifest away from a run that goes on: what is under way is not as it was."""
+    with disk_errors_in_words(folder.path):
+        (folder.path / MANIFEST).unlink(missing_ok=True)
+
+
 def hashes(folder: Path) -> dict[str, str]:
     """Path within the folder → SHA-256 of every file that the seal covers, by name."""
     with disk_errors_in_words(folder):

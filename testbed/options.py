@@ -73,10 +73,10 @@ def until_settings(texts: Sequence[str]) -> dict[str, float]:
 
 
 def until_amount(name: str, value: str | float, place: str) -> float:
-    """One end's amount in its base unit; raises UsageError naming `place`."""
-    if name == BYTES and isinstance(value, str) and not value.strip().isdecimal():
+    """One end's amount in its base unit; raises UsageError naming `place`, also for bytes without a unit."""
+    if name == BYTES:
         try:
-            return parse_bytes(value)
+            return parse_bytes(str(value))
         except ConfigError as error:
             raise UsageError(f"{place}: {error}") from None
     return float(value) if not isinstance(value, str) else _number(place, value, float)

@@ -29,6 +29,7 @@ DIRICHLET = "dirichlet"
 BY_LABEL = "label"
 NATURAL = "natural"
 PARTITIONS = (IID, DIRICHLET, BY_LABEL, NATURAL)
+_NAMED = "name its column with --data-set {0}=COLUMN (in an experiment's file: {0}: COLUMN)"
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ def _check(count: int, spec: PartitionSpec, clients: int) -> None:
 
 def _check_columns(labels: Sequence[str], ids: Sequence[str], spec: PartitionSpec, clients: int) -> None:
     if spec.kind in {DIRICHLET, BY_LABEL} and not labels:
-        raise DataError(f"partition '{spec.kind}' needs a label for every text: map columns.label, or use iid")
+        raise DataError(f"partition '{spec.kind}' needs a label for every text: {_NAMED.format('label')}, or use iid")
     if spec.kind == NATURAL and not ids:
-        raise DataError("partition 'natural' needs an id for every text: map columns.id, or use iid")
+        raise DataError(f"partition 'natural' needs an id for every text: {_NAMED.format('id')}, or use iid")
     if spec.kind == BY_LABEL and not 1 <= spec.classes_per_client <= len(set(labels)):
         raise DataError(
             f"partition 'label': {spec.classes_per_client} classes per client were asked for, the data has "

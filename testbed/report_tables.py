@@ -284,7 +284,7 @@ def _comparison_columns(runs: Sequence[RunSummary]) -> Columns:
         "Bag of words": lambda run: number_text(run.reference.bag_of_words),
         "No tuning": lambda run: number_text(run.reference.no_fine_tuning),
         "Rounds": lambda run: _of(run.rounds, run.rounds_planned),
-        "Time": lambda run: seconds_text(run.seconds),
+        "Time with evaluation": lambda run: seconds_text(run.seconds),
         **(_target_columns(target) if target is not None else {}),
         "Worst peak": lambda run: bytes_text(run.peak_worst_bytes),
         "Headroom": lambda run: bytes_text(run.headroom_least_bytes),

@@ -25,7 +25,7 @@ from testbed.engine import Engine
 from testbed.errors import TestbedError, UsageError
 from testbed.inventory import inventory_from_json
 from testbed.live import Guarded, make_watcher
-from testbed.manifest import SEALED, seal
+from testbed.manifest import SEALED, seal, unseal
 from testbed.node.runtime import fix_mmap_threshold
 from testbed.options import data_settings, pairs, partition_settings, until_settings
 from testbed.plan_table import plan_as_json, plan_table
@@ -188,11 +188,14 @@ def _told_how_to_go_on(folder: RunFolder, console: Console) -> Iterator[None]:
 
 def run(prepared: Prepared, folder: RunFolder, console: Console, served: RunMetrics | None = None) -> None:
     """All that is left of a run, from its last checkpoint; raises what ended it, when its folder says so too."""
+    if folder.status.state == FAILED and folder.forget_empty_rounds():
+        console.print("the rounds in which nobody finished are done again", style="dim")
     watcher = _watcher(folder, console, served)
     folder.set_status(RUNNING, **{SEALED: None})
     began, before = time.monotonic(), folder.status.facts.get(RUNNING_SECONDS, 0.0)
     ended, error = FAILED, "the controller ended with an error of its own"
     try:
+        unseal(folder)
         with _terminated_as_interrupt():
             state = _federate(prepared, folder, watcher, console)
             prepared.method.export(state, prepared.base, prepared.work, folder.path / "export")

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed import checkpoints, memory_samples, power_samples
-from testbed.durable import disk_errors_in_words, plain, read_json, sync_path, write_json
+from testbed.durable import disk_errors_in_words, plain, read_json, read_text, sync_path, write_json
 from testbed.errors import StoreError
 from testbed.job import REST, Result
 from testbed.process_identity import ProcessIdentity
@@ -74,6 +74,8 @@ logger = logging.getLogger(__name__)
 
 #: Of a memory sample on a device without an accelerator.
 _PLAIN_COLUMNS = 5
+#: Of a run's files, by which a folder is told for one that lacks others.
+_ENOUGH_PARTS = 2
 
 
 def new_run_id(method: str) -> str:
@@ -87,6 +89,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._unsynced: set[Path] = set()
+        self._unreadable: set[Path] = set()
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -128,6 +131,11 @@ class RunFolder:
             raise StoreError(f"{runs_dir}: {len(matches)} runs begin with {run!r}: {_listed(matches)}; say more of it")
         if os.sep in run and _is_run(Path(run)):
             return cls(Path(run))
+        for path in (Path(run),) if os.sep in run else (runs_dir / run,):
+            if run and (missing := _missing_of_a_run(path)):
+                raise StoreError(
+                    f"{path}: this folder is a run without {missing}; restore the file, or remove the folder"
+                )
         raise StoreError(_not_found(runs_dir, run, known))
 
     # ── what was settled before ────────────────────────────────────────────────────────────────────────────────────
@@ -255,16 +263,13 @@ class RunFolder:
         read = []
         for trace in result.measurement.power:
             path = self._power_path(result, trace)
-            with disk_errors_in_words(path):
-                text = path.read_text(encoding="utf-8")
-            read.append(power_samples.with_rows(trace, text, str(path)))
+            read.append(power_samples.with_rows(trace, read_text(path), str(path)))
         return replace(result, measurement=replace(result.measurement, power=tuple(read)))
 
     def memory_samples(self, result: Result) -> list[MemorySample]:
         """The memory samples of a stored result; raises StoreError when they cannot be read."""
         path = self.path / "samples" / f"{_file_name(result.job)}.csv"
-        with disk_errors_in_words(path):
-            return memory_samples.parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
+        return memory_samples.parse(read_text(path), str(path))
 
     def _power_path(self, result: Result, trace: PowerTrace) -> Path:
         return self.path / "samples" / f"{_file_name(result.job)}.{_file_name(trace.meter)}.power.csv"
@@ -284,7 +289,39 @@ class RunFolder:
             try:
                 yield Result.from_json(read_json(path))
             except (StoreError, KeyError, TypeError) as error:  # noqa: PERF203 -- one bad file costs one result
-                logger.warning("%s: left out, it is not a readable result (%s)", path, error)
+                if path not in self._unreadable:  # told once, however often the results are read
+                    logger.warning("%s: left out, it is not a readable result (%s)", path, error)
+                self._unreadable.add(path)
+
+    def forget_empty_rounds(self) -> bool:
+        """Go back to before the last rounds in which nobody finished, so that they are done again; whether there are.
+
+        Such a round leaves the state as it was.  A folder that is left half way here is gone back from again.
+        """
+        saved = self.load_checkpoint()
+        if saved is None or not saved[2].get("empty_rounds"):
+            return False
+        state, done, extra = saved
+        rounds = [record for record in self.rounds() if record.round < done]
+        first = max((record.round + 1 for record in rounds if record.finished or not record.participants), default=0)
+        for result in [*self.results()]:
+            if result.round >= first:
+                self._forget_result(result.job)
+        path = self.path / "rounds.jsonl"
+        partial = path.with_name(f".{path.name}.partial")
+        with disk_errors_in_words(path):
+            kept = [json.dumps(asdict(record), default=plain) + "\n" for record in rounds if record.round < first]
+            partial.write_text("".join(kept), encoding="utf-8")
+            partial.replace(path)
+        checkpoints.go_back(self.path / "checkpoint", state, first, {**extra, "empty_rounds": 0})
+        return True
+
+    def _forget_result(self, job: str) -> None:
+        name = _file_name(job)
+        with disk_errors_in_words(self.path):
+            (self.path / "results" / f"{name}.json").unlink(missing_ok=True)
+            for path in (self.path / "samples").glob(f"{name}.*"):
+                path.unlink()
 
     def record_round(self, index: int, *, quality: Quality | None = None, **figures: Any) -> None:
         """Append one round: its index from 0, and the other fields of RoundRecord by name."""
@@ -362,7 +399,10 @@ def run_folders(runs_dir: Path) -> list[Path]:
 
 
 def list_runs(runs_dir: Path) -> list[RunRow]:
-    """Every run, oldest first: from the index, brought up to date with the folders."""
+    """Every run, oldest first: from the index, brought up to date with the folders; one that lacks files is told."""
+    for path in sorted(runs_dir.iterdir()) if runs_dir.is_dir() else ():
+        if missing := _missing_of_a_run(path):
+            logger.warning("%s: left out, it is a run without %s", path, missing)
     names = [path.name for path in run_folders(runs_dir)]
     if not names:
         return []
@@ -410,6 +450,14 @@ def _sample_lines(result: Result) -> Iterator[str]:
 
 def _is_run(path: Path) -> bool:
     return (path / "config.json").is_file() and (path / "plan.json").is_file()
+
+
+def _missing_of_a_run(path: Path) -> str | None:
+    """Which file makes a folder with other parts of a run no run; None for a run, and for any other folder."""
+    parts = ("config.json", "plan.json", "status.json", "results", "rounds.jsonl")
+    if sum((path / part).exists() for part in parts) < _ENOUGH_PARTS:
+        return None
+    return next((name for name in ("plan.json", "config.json") if not (path / name).is_file()), None)
 
 
 def _round_of(line: str) -> RoundRecord | None:

@@ -83,8 +83,12 @@ def _text(path: Path, what: str) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: expected {what} file, got nothing: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected {what} file, got one that cannot be read: {error}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: expected {what} file, got a folder") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: expected {what} file, got one that is no text (UTF-8)") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: expected {what} file, got one that cannot be read: {error.strerror}") from None
 
 
 def _parse(text: str, path: Path, what: str) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import pytest
 
 from testbed.cli import main
 from testbed.job import FINISHED
+from testbed.measurement import PeakMemory, PhaseMeasurement
 from testbed.parity.comparison import parity_of
 from testbed.parity.verdicts import PARTS, verdicts
 from testbed.run_record import INTERRUPTED
 from testbed.store import RunFolder
-from tests.run_records import MIB, add_rounds, device, finished, out_of_memory, planned, record
+from tests.run_records import MIB, SOURCES, add_rounds, device, finished, out_of_memory, planned, record
 
 ACCURACIES = [0.4, None, 0.6]
 
@@ -113,6 +114,26 @@ def test_settings_that_differ_are_told_and_make_it_not_like_for_like(tmp_path):
         ("setting rank", 8, 16),
     }
     assert verdicts(parity)["settings"] == "not like for like: the runs differ in seed, setting rank"
+
+
+def test_two_methods_are_called_no_parity_in_the_first_line(tmp_path, capsys):
+    make(tmp_path, "a", jobs())
+    make(tmp_path, "b", jobs(), method="linear_probe")
+    assert main(["compare", "a", "b", "--runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("the methods differ (lora, linear_probe): this is no parity")
+
+
+def test_bounds_are_as_measured_and_overlap_by_their_span(tmp_path):
+    def unordered(result):
+        peak = PeakMemory(603 * MIB, 600 * MIB, 599 * MIB, SOURCES, samples=40)
+        phases = (PhaseMeasurement("train", 8.0, peak),)
+        return replace(result, measurement=replace(result.measurement, phases=phases))
+
+    first = make(tmp_path, "a", [unordered(each) for each in jobs()])
+    second = make(tmp_path, "b", [unordered(each) for each in jobs()])
+    (compared,) = parity_of(first, second).devices
+    assert (compared.peak.first.low_bytes, compared.peak.first.high_bytes) == (603 * MIB, 599 * MIB)
+    assert compared.peak.overlap
 
 
 def test_an_outcome_and_bytes_that_differ_are_counted(tmp_path):

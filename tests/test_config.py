@@ -226,8 +226,8 @@ def test_a_missing_file_is_told(tmp_path):
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path):
     (tmp_path / "lab.yaml").write_bytes(b"\xff\xfe\x00")
-    for file in (tmp_path, tmp_path / "lab.yaml"):
-        with pytest.raises(ConfigError, match="expected an inventory file, got one that cannot be read"):
+    for file, what in ((tmp_path, "a folder"), (tmp_path / "lab.yaml", "one that is no text")):
+        with pytest.raises(ConfigError, match=f"expected an inventory file, got {what}"):
             load_inventory(file)
 
 

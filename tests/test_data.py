@@ -126,6 +126,20 @@ def test_numbers_are_classes_in_their_order(tmp_path, tokenizer):
     assert dataset.classes == tuple(map(str, range(12)))
 
 
+def test_alpacas_own_columns_need_no_mapping(tmp_path, tokenizer):
+    """The data set that the template is named after calls the response `output`."""
+    records = [{"instruction": f"say {i}", "input": "", "output": f"it is {i}"} for i in range(12)]
+    own = write_jsonl(tmp_path / "own.jsonl", records)
+    renamed = write_jsonl(
+        tmp_path / "ours.jsonl", [{**each, "response": each["output"], "output": "not this"} for each in records]
+    )
+    ours, theirs = (
+        load_data(DataSpec(path, CAUSAL_LM, template="alpaca", length=200), tokenizer, tmp_path)
+        for path in (renamed, own)
+    )
+    assert [list(each.ids) for each in theirs.train] == [list(each.ids) for each in ours.train]
+
+
 BAD = [
     ("nowhere.jsonl", None, {}, "there is no such file"),
     ("docstring", None, {}, "cannot be read: expected 'docstrings', a file"),
@@ -139,9 +153,9 @@ BAD = [
     ("ragged.csv", "text,label\na,x\nb,y,z\n", {}, "line 3: expected 2 columns"),
     ("short.csv", "text,label\na\n", {}, "line 2: expected 2 columns"),
     ("no.parquet", "PAR1", {}, "not a Parquet file"),
-    ("c.jsonl", '{"txt": "a", "label": "x"}\n', {}, "no column 'text' .*did you mean .txt.*map it with columns.text"),
+    ("c.jsonl", '{"txt": "a", "label": "x"}\n', {}, "did you mean .txt.*name it with --data-set text=COLUMN"),
     ("c.jsonl", '{"text": "a", "label": "x"}\n', {"columns": {"text": "body"}}, "no column 'body' for 'text'"),
-    ("c.jsonl", '{"text": "a", "label": "x"}\n', {"columns": {"txt": "text"}}, "not a word of ours; did"),
+    ("c.jsonl", '{"text": "a", "label": "x"}\n', {"columns": {"txt": "text"}}, "'txt' is no column of data.*; did"),
     ("c.jsonl", '{"text": "a"}\n', {}, "no column 'label'"),
     ("c.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": null}\n', {}, "line 2: there is no label"),
     ("c.jsonl", '{"text": "a", "label": "x"}\n{"label": "x"}\n', {}, "line 2: expected text for 'text', got None"),
@@ -343,7 +357,7 @@ def test_a_division_that_cannot_be_is_refused_with_the_way_out(colours, partitio
 def test_what_a_division_needs_is_named(tmp_path, tokenizer, kind, word):
     texts = [{"text": f"text {number}"} for number in range(20)]
     dataset = load_data(DataSpec(write_jsonl(tmp_path / "t.jsonl", texts), CAUSAL_LM), tokenizer, tmp_path)
-    with pytest.raises(DataError, match=rf"map columns\.{word}"):
+    with pytest.raises(DataError, match=f"--data-set {word}=COLUMN"):
         split(dataset, PartitionSpec(kind), 2, 0)
 
 

@@ -170,6 +170,7 @@ def test_a_job_that_takes_too_long_is_cancelled(tmp_path):
     with engine(tmp_path, options={"job_timeout_seconds": 0.5}) as running:
         ended = run_all(running, ("board", slow))
         assert (ended["job-1"][0].outcome, ended["job-1"][0].phase) == (TIMED_OUT, "train")
+        assert ended["job-1"][0].error == "it was cancelled in phase train, over its job_timeout_seconds (0.50 s)"
         running._timeout = None
         assert run_one(running, job("job-2"))[0].outcome == FINISHED
 

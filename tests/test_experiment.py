@@ -133,6 +133,15 @@ def test_every_experiment_that_comes_along_can_be_read_by_its_name():
         assert load_experiment(Path(file.stem)) == load_experiment(file)
 
 
+def test_a_name_that_is_wrong_is_answered_with_those_that_come_along_and_inventories_are_none():
+    with pytest.raises(
+        UsageError, match=r'quikstart: there is no such experiment file; did you mean "quickstart"'
+    ) as told:
+        load_experiment(Path("quikstart"))
+    assert "to_target" in str(told.value)
+    assert "ample" not in str(told.value)
+
+
 # ── the order in which cells are run ────────────────────────────────────────────────────────────────────────────────
 FOUR = """\
 name: four

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from testbed.cli import main
 from testbed.costs import round_costs
@@ -18,7 +20,7 @@ from testbed.environment import describe_machine
 from testbed.experiments.cells import standings
 from testbed.experiments.experiment import load_experiment
 from testbed.experiments.forecast import (
-    BY_ONE_STEP,
+    BY_STEPS_HERE,
     MEASURED,
     MODELLED,
     SCALED,
@@ -31,7 +33,7 @@ from testbed.experiments.forecast import (
 )
 from testbed.experiments.forecast_plan import Forecast, Outlook, Peak
 from testbed.experiments.forecast_probe import pace_here
-from testbed.experiments.forecast_table import dry_run_to_json
+from testbed.experiments.forecast_table import dry_run_to_json, print_forecasts
 from testbed.run_record import FINISHED, RUNNING_SECONDS
 from testbed.stopping import FACT
 from testbed.store import RunFolder
@@ -113,18 +115,18 @@ def test_time_is_modelled_from_the_work_at_the_rate_of_other_methods(experiment,
     assert (traffic.value, traffic.source) == (2 * 1e6 * 2 * 20 + 5000, MODELLED)
 
 
-def test_the_first_run_on_a_machine_is_modelled_by_a_step_that_is_timed_here(experiment, tmp_path):
+def test_the_first_run_on_a_machine_is_modelled_by_steps_that_are_timed_here(experiment, tmp_path):
     two = experiment()
-    once = Known(two, tmp_path / "none", pace=lambda: 1e-12).seconds(two.cells[0], WORK)
-    twice = Known(two, tmp_path / "none", pace=lambda: 2e-12).seconds(two.cells[0], WORK)
-    assert (once.source, once.of) == (MODELLED, BY_ONE_STEP)
+    once = Known(two, tmp_path / "none", pace=lambda: 1e-12, start=lambda: 0.0).seconds(two.cells[0], WORK)
+    twice = Known(two, tmp_path / "none", pace=lambda: 2e-12, start=lambda: 0.0).seconds(two.cells[0], WORK)
+    assert (once.source, once.of) == (MODELLED, BY_STEPS_HERE)
     assert twice.value == pytest.approx(2 * once.value)
     assert 1e-13 < pace_here() < 1e-8  # from a board's core to a server's
 
 
 def test_nothing_is_guessed_where_nothing_is_known(experiment, tmp_path):
     two = experiment()
-    known = Known(two, tmp_path / "none", pace=lambda: 1e-12)
+    known = Known(two, tmp_path / "none", pace=lambda: 1e-12, start=lambda: 0.0)
     boards = [replace(device, kind="raspberry_pi") for device in two.cells[0].inventory]
     on_boards = replace(two.cells[0], inventory=replace(two.cells[0].inventory, devices=tuple(boards)))
     assert known.seconds(on_boards, WORK) == Guess()
@@ -136,8 +138,8 @@ def test_nothing_is_guessed_where_nothing_is_known(experiment, tmp_path):
 def test_another_machine_says_nothing_of_time_but_of_bytes(experiment, tmp_path):
     two = experiment()
     done(tmp_path / "runs", two.cells[0], machine={"cpu": "another", "cores": 64})
-    known = Known(two, tmp_path / "runs", pace=lambda: 1e-12)
-    assert known.seconds(two.cells[2], WORK).of == BY_ONE_STEP
+    known = Known(two, tmp_path / "runs", pace=lambda: 1e-12, start=lambda: 0.0)
+    assert known.seconds(two.cells[2], WORK).of == BY_STEPS_HERE
     assert known.bytes(two.cells[2]).source == MEASURED
 
 
@@ -146,14 +148,62 @@ def test_an_unfinished_or_damaged_run_tells_nothing(experiment, tmp_path):
     done(tmp_path / "runs", two.cells[0]).set_status("interrupted")
     damaged = done(tmp_path / "runs", two.cells[1], name="bitfit-20260101-000000-0000")
     (damaged.path / "plan.json").write_text("[]")
-    assert Known(two, tmp_path / "runs", pace=lambda: 1e-12).seconds(two.cells[2], WORK).of == BY_ONE_STEP
+    assert (
+        Known(two, tmp_path / "runs", pace=lambda: 1e-12, start=lambda: 0.0).seconds(two.cells[2], WORK).of
+        == BY_STEPS_HERE
+    )
 
 
 def test_a_budget_bounds_what_is_not_measured(experiment, tmp_path):
     budget = experiment(TWO + "protocol: {quality_under_budget: {seconds: 90, bytes: 1 MiB}}\n")
-    known = Known(budget, tmp_path / "none", pace=lambda: 1.0)
+    known = Known(budget, tmp_path / "none", pace=lambda: 3e-11, start=lambda: 0.0)
     assert known.seconds(budget.cells[0], WORK) == Guess(90.0, MODELLED, "its budget, which ends it")
-    assert known.bytes(budget.cells[0], WORK).value == 2**20
+    small = replace(WORK, trained_bytes=2e5)
+    assert known.bytes(budget.cells[0], small).value == 2**20
+
+
+def test_a_run_takes_one_round_at_least_whatever_its_budget(experiment, tmp_path):
+    """A run ends after the round that exceeds its budget, and never before the first."""
+    budget = experiment(TWO + 'protocol: {quality_under_budget: {bytes: "50 B"}}\n')
+    found = Known(budget, tmp_path / "none").bytes(budget.cells[0], replace(WORK, deployed_bytes=0))
+    assert found == Guess(2 * 1e6 * 2, MODELLED, "one round, which spends more than its budget")
+
+
+def test_a_forecast_counts_a_start_for_each_device_and_the_evaluations(experiment, tmp_path):
+    """Of a tiny run they are most of it."""
+    two = experiment()
+
+    def seconds(text=TWO, start=0.0, **changes):
+        cell = experiment(text).cells[0]
+        known = Known(two, tmp_path / "none", pace=lambda: 1e-12, start=lambda: start)
+        return known.seconds(cell, replace(WORK, **changes)).value
+
+    assert seconds(start=5.0, devices=4) - seconds() == pytest.approx(20.0)
+    often = TWO.replace("rounds: 20", "rounds: 20, evaluate_every: 1")
+    seldom = TWO.replace("rounds: 20", "rounds: 20, evaluate_every: 20")
+    assert seconds(often) > seconds(seldom)
+
+
+def test_a_cell_that_cannot_be_run_adds_nothing_and_nothing_is_not_zero(experiment, tmp_path):
+    two = experiment()
+    found = standings(two.drawn, tmp_path)
+    none = Guess(0.0, "planned", "it cannot be run")
+    console = Console(width=200, file=io.StringIO())
+    print_forecasts([Forecast(found[0], Outlook(error="no data"), none, none, none)], console)
+    total_row = next(line for line in console.file.getvalue().splitlines() if line.startswith("in total"))
+    assert total_row.split() == ["in", "total", "–", "–", "–"]
+
+
+@pytest.mark.parametrize(("schedule", "warned"), [("cosine", True), ("constant", False)])
+def test_a_cosine_under_a_budget_is_warned_of_before_anything_is_run(experiment, tmp_path, schedule, warned):
+    text = TWO.replace("rounds: 20", f"rounds: 20, schedule: {schedule}")
+    budget = experiment(text + "protocol: {quality_under_budget: {seconds: 90}}\n")
+    found = standings(budget.drawn, tmp_path)
+    console = Console(width=300, file=io.StringIO())
+    print_forecasts([Forecast(found[0], Outlook(), Guess(60.0, SCALED), Guess(), Guess())], console)
+    said = console.file.getvalue()
+    assert ("say schedule: constant" in said) == warned
+    assert "disk: nothing is known of it" in said
 
 
 def test_of_a_run_that_was_begun_only_its_rounds_that_are_left_count():
@@ -217,7 +267,7 @@ def test_a_dry_run_tells_what_is_ahead_and_a_run_that_was_killed_under_a_budget_
     assert "cannot be run: lora, poor.yaml: no device can take part in this run" in said
     assert "bytes modelled: its budget, which ends it" in said
     assert "memory by the plan: lora, lab.yaml: at most" in said
-    assert "disk nothing is known of it" in said
+    assert "disk: nothing is known of it" in said
     assert not (lab / "runs").exists()
 
     (lab / "tiny.yaml").write_text(LAB.replace(", poor.yaml", ""))

@@ -298,6 +298,12 @@ def test_a_budget_beyond_what_is_free_here_is_not_filled():
     check_room(load_inventory(default_inventory()).select(["raspberry-pi-4"]))
 
 
+def test_a_length_at_which_the_model_has_no_positions_is_refused_unless_it_varies(lab, cache, tmp_path):
+    devices = inventory_of(device())
+    with pytest.raises(UsageError, match="--length 999: this model takes up to 32 tokens"):
+        find_frontier(config_of(lab, length=999), devices, tmp_path, Search(axes=(BATCH_SIZE,)))
+
+
 # ── real jobs under a real cap ───────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.slow
 @pytest.mark.cgroup

@@ -89,6 +89,24 @@ def test_plain_lines_one_per_round_and_notable_outcome(clock):
     assert console.file.flushed == console.file.getvalue()
 
 
+def test_a_round_that_was_interrupted_has_no_line_but_one_that_was_over_has(clock):
+    for ended, told in ((0, False), (2, True)):
+        console = Console(file=io.StringIO(), width=200)
+        watcher = PlainWatcher(console, clock)
+        watcher.run_started(RUN, PLAN, 2)
+        watcher.round_started(1, 2, 2e-3)
+        for client, device in ((0, "orin-1"), (1, "pi-1"))[:ended]:
+            watcher.job_ended(finished(1, client, device, 400))
+        watcher.run_ended("interrupted")
+        assert ("round 2/2" in console.file.getvalue()) == told
+
+
+def test_one_of_a_kind_is_told_in_the_singular(clock):
+    console = Console(file=io.StringIO(), width=200)
+    PlainWatcher(console, clock).run_started(RUN, {"clients": PLAN["clients"][:1]}, 1)
+    assert "1 client on 1 device, 1 round\n" in console.file.getvalue()
+
+
 def test_every_line_is_flushed_when_it_is_said(clock):
     console = Console(file=Flushed())
     watcher = PlainWatcher(console, clock)

@@ -75,7 +75,7 @@ def test_under_a_budget_the_last_round_within_counts_and_the_one_that_exceeded_i
     found = told(budget, tmp_path, "under-budget")
     lora, bitfit = row(found, method="lora"), row(found, method="bitfit")
     assert lora["accuracy"].mean == pytest.approx(0.61)
-    assert (lora["seconds"].mean, lora["rounds"].mean, lora["ended_by"]) == (20.0, 2, "seconds (3)")
+    assert (lora["seconds_without_evaluation"].mean, lora["rounds"].mean, lora["ended_by"]) == (20.0, 2, "seconds (3)")
     assert (lora["accuracy_difference"], lora["verdict"]) == (None, None)  # the reference itself
     assert (bitfit["accuracy_difference"].mean, bitfit["verdict"]) == (pytest.approx(-0.19), WORSE)
     assert found.notes == ()
@@ -98,11 +98,11 @@ def test_a_target_that_was_not_reached_is_no_cost_and_no_verdict(experiment, tmp
     found = told(target, tmp_path, "to-target")
     lora, bitfit = row(found, method="lora"), row(found, method="bitfit")
     assert [(each["reached"], each["runs"]) for each in (lora, bitfit)] == [(3, 3), (1, 3)]
-    assert lora["seconds"].mean == pytest.approx(22.0)
-    assert (bitfit["rounds"], bitfit["seconds"], bitfit["all_bytes"]) == (None, None, None)
+    assert lora["seconds_without_evaluation"].mean == pytest.approx(22.0)
+    assert (bitfit["rounds"], bitfit["seconds_without_evaluation"], bitfit["all_bytes"]) == (None, None, None)
     assert (bitfit["pairs"], bitfit["seconds_difference"], bitfit["verdict"]) == (None, None, NOT_REACHED)
     reached = row(told(target, tmp_path, "to-target-runs"), method="bitfit", seed=0)
-    assert (reached["target_reached"], reached["seconds"]) == ("reached", 20.0)
+    assert (reached["target_reached"], reached["seconds_without_evaluation"]) == ("reached", 20.0)
 
 
 def test_where_all_reach_the_target_the_one_that_took_longer_is_worse(experiment, tmp_path):
@@ -118,7 +118,7 @@ def test_a_target_that_was_reached_beyond_the_budget_was_not_reached(experiment,
     for cell in both.cells:
         done(tmp_path, cell, [0.4, 0.6] if cell.label == "lora" else [0.4, 0.5, 0.9])
     bitfit = row(told(both, tmp_path, "to-target"), method="bitfit")
-    assert (bitfit["reached"], bitfit["seconds"], bitfit["verdict"]) == (0, None, NOT_REACHED)
+    assert (bitfit["reached"], bitfit["seconds_without_evaluation"], bitfit["verdict"]) == (0, None, NOT_REACHED)
     figures = rows(told(both, tmp_path, "run-figures"))
     assert [each["target_rounds"] for each in figures if each["method"] == "bitfit"] == [None] * 3
     assert row(told(both, tmp_path, "under-budget"), method="lora")["ended_by"] == "accuracy (3)"
@@ -130,7 +130,10 @@ def test_another_target_or_reference_goes_before_those_of_the_file(experiment, t
         done(tmp_path, cell, [0.5, 0.6])
     found = told(target, tmp_path, "to-target", target=0.5, reference="bitfit")
     assert row(found, method="bitfit")["verdict"] is None
-    assert (row(found, method="lora")["target"], row(found, method="lora")["seconds"].mean) == (0.5, 10.0)
+    assert (row(found, method="lora")["target"], row(found, method="lora")["seconds_without_evaluation"].mean) == (
+        0.5,
+        10.0,
+    )
     assert row(found, method="lora")["verdict"] == NO_DIFFERENCE
 
 

@@ -127,6 +127,28 @@ def test_a_run_in_which_nobody_finishes_is_given_up_with_the_causes(tmp_path):
     assert len(run.folder.results()) == 8
 
 
+def test_rounds_that_ended_a_run_as_hopeless_are_done_again(tmp_path):
+    whole = federate(run_of(Lora(rank=2), tmp_path / "whole", rounds=3))
+    run = run_of(Lora(rank=2), tmp_path / "mended", rounds=3)
+    useful = run.engine.run
+
+    def gone_after_the_first_round(jobs):
+        run.engine.absent = {0, 1, 2, 3} if jobs[0][1].round else set()
+        return useful(jobs)
+
+    run.engine.run = gone_after_the_first_round
+    with pytest.raises(PlanError, match="in 2 rounds in a row"):
+        federate(run)
+    assert run.folder.forget_empty_rounds()
+    assert not run.folder.forget_empty_rounds()
+    assert [record.round for record in run.folder.rounds()] == [0]
+    assert {result.round for result in run.folder.results()} == {0}
+    run.engine.run, run.engine.absent = useful, set()
+    again = federate(run)
+    assert [record.finished for record in run.folder.rounds()] == [4, 4, 4]
+    assert state_hash(again.tensors, {}) == state_hash(whole.tensors, {})
+
+
 def test_refit_gives_a_client_that_ran_out_of_memory_a_smaller_submodel(tmp_path):
     run = run_of(FedPruner(rank=2), tmp_path, rounds=2, refit=True)
     run.plan = replace(

@@ -144,9 +144,15 @@ def test_a_wrong_end_is_refused_with_the_way_out(text, message):
     assert message in str(error.value)
 
 
-def test_bytes_can_have_a_unit():
+def test_bytes_have_a_unit():
     assert until_settings(["bytes=50 MiB", "seconds=120"]) == {"bytes": 50 * 2**20, "seconds": 120.0}
-    assert until_settings(["bytes=1000"]) == {"bytes": 1000.0}
+
+
+@pytest.mark.parametrize("amount", ["bytes=1000", "bytes=5e7"])
+def test_bytes_without_a_unit_are_refused(amount):
+    """50 was meant as MiB more often than as bytes."""
+    with pytest.raises(UsageError, match=r'bytes: expected bytes such as "4 GiB"'):
+        until_settings([amount])
 
 
 def test_joules_need_a_meter_on_every_device_that_takes_part(tmp_path):

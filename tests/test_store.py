@@ -293,6 +293,30 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
         RunFolder.create(tmp_path / "runs", "x-1", record())
 
 
+def test_a_folder_where_none_can_be_made_is_told_without_a_promise():
+    with pytest.raises(StoreError, match=r"/proc/x.*none can be made there; name another one"):
+        RunFolder.create(Path("/proc/x"), "x-1", record())
+
+
+@pytest.mark.parametrize("by_path", [True, False])
+def test_a_run_without_its_plan_is_called_so(folder, by_path, caplog):
+    (folder.path / "plan.json").unlink()
+    runs_dir = folder.path.parent
+    with pytest.raises(StoreError, match=r"this folder is a run without plan\.json"):
+        RunFolder.open(runs_dir, str(folder.path) if by_path else folder.run_id)
+    assert list_runs(runs_dir) == []
+    assert "left out, it is a run without plan.json" in caplog.text
+
+
+def test_other_folders_are_no_runs_that_lack_something(tmp_path, caplog):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    list_runs(tmp_path)
+    with pytest.raises(StoreError, match="there is no run 'mine'"):
+        RunFolder.open(tmp_path, "mine")
+    assert caplog.text == ""
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_is_not_ours_is_told(tmp_path):
     tmp_path.chmod(0o500)

@@ -318,6 +318,53 @@ def test_a_run_from_before_there_were_seals_says_so_and_fails_nothing(run):
     assert verify(run, data=False).holds
 
 
+def test_a_run_without_its_status_does_not_hold_and_is_compared_with_its_manifest(run):
+    a_better_quality(run)
+    (run.path / "status.json").unlink()
+    assert failing(run)["files"] == ("status.json is missing", "rounds.jsonl has changed")
+
+
+def test_a_run_with_neither_status_nor_manifest_does_not_hold(run):
+    (run.path / "status.json").unlink()
+    (run.path / MANIFEST).unlink()
+    assert failing(run)["files"][0] == "status.json is missing"
+
+
+def test_a_manifest_counts_where_its_hash_was_taken_out_of_the_status(run):
+    a_better_quality(run)
+    edit_json(run.path / "status.json", lambda content: content["facts"].pop(SEALED))
+    assert failing(run)["files"] == ("rounds.jsonl has changed",)
+
+
+def test_what_older_records_have_of_a_group_that_nothing_was_charged_to_is_no_failure(run):
+    def edit(content):
+        for phase in content["measurement"]["phases"]:
+            if phase["name"] == "train":
+                phase["peak"].update(lower_bytes=0, upper_bytes=0)
+
+    edit_json(result_file(run), edit)
+    (result,) = [each for each in run.results() if each.job == "run-r1-c0"]
+    path = samples(run)
+    lines = [line.split(",") for line in lines_of(path)]
+    path.write_text("".join(",".join([*w[:6], "0"] if w[1] == "train" else w) + "\n" for w in lines))
+    assert check_peaks(run, [result]).failures == ()
+
+
+def test_a_missing_sample_file_is_called_missing(run):
+    no_samples_of_memory(run)
+    (failure,) = failing(run)["peaks"]
+    assert failure.endswith("run-r1-c0.csv: missing; the run folder is not complete")
+
+
+def test_an_unreadable_result_is_told_once_and_no_loss_is_called_none(run, caplog):
+    for job in ("run-r0-c0", "run-r1-c0"):
+        path = result_file(run, job)
+        path.write_text(path.read_text()[:100])
+    found = failing(run)
+    assert len(caplog.records) == 2
+    assert any("the results give no training loss" in failure for failure in found["rounds"])
+
+
 def test_a_run_that_goes_on_is_not_sealed_until_it_ends_again(run):
     run.set_status(RUNNING, **{SEALED: None})
     run.record_reference(majority=0.41)

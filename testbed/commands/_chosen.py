@@ -37,12 +37,11 @@ def _folders(word: str, runs_dir: Path) -> list[RunFolder]:
 
 def _is_experiment(word: str, runs_dir: Path) -> bool:
     """A run that is called like an experiment that comes along goes first: it is there because somebody made it."""
-    from testbed.package_data import data_folder
+    from testbed.experiments.experiment import bundled
 
     if Path(word).suffix in _EXPERIMENT_SUFFIXES:
         return True
-    bundled = {path.stem for path in data_folder("experiments").glob("*.yaml")}
-    return word in bundled and not (runs_dir / word).exists()
+    return word in bundled() and not (runs_dir / word).exists()
 
 
 def _of_experiment(name: Path, runs_dir: Path) -> list[RunFolder]:

@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from testbed.evaluation.subject import Subject
 
 KINDS = ("multiple_choice", "exact_match", "perplexity")
+#: Options that only one kind has; of the others they would be ignored in silence.
+_OF_KIND = {
+    "max_new_tokens": "exact_match",
+    "stops": "exact_match",
+    "extract": "exact_match",
+    "ignore": "exact_match",
+    "ignore_case": "exact_match",
+    "stride": "perplexity",
+}
+_WRITTEN = {"kind": "--as", "words": "--data-set", "stops": "--stop"}
 
 
 @click.command("evaluate")
@@ -37,16 +47,27 @@ KINDS = ("multiple_choice", "exact_match", "perplexity")
     "--limit", type=click.IntRange(1), metavar="N", help="At most so many items, drawn at random but always the same."
 )
 @click.option(
-    "--max-new-tokens", type=int, default=64, show_default=True, help="exact_match: tokens generated at most."
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    help="exact_match: tokens generated at most.  [default: 64]",
 )
 @click.option("--stop", "stops", multiple=True, metavar="TEXT", help=r"exact_match: ends the answer.  [default: \n\n]")
 @click.option("--extract", metavar="REGEX", help="exact_match: what of the answer is compared.")
 @click.option("--ignore", multiple=True, metavar="REGEX", help="exact_match: removed before comparing (repeatable).")
 @click.option("--ignore-case", is_flag=True, help="exact_match: capital letters make no difference.")
 @click.option(
-    "--stride", type=int, metavar="TOKENS", help="perplexity: from one window to the next.  [default: a window]"
+    "--stride",
+    type=click.IntRange(1),
+    metavar="TOKENS",
+    help="perplexity: from one window to the next.  [default: a window]",
 )
-@click.option("--length", type=int, metavar="TOKENS", help="Tokens at once.  [default: as many as the model takes]")
+@click.option(
+    "--length",
+    type=click.IntRange(2),
+    metavar="TOKENS",
+    help="Tokens at once.  [default: as many as the model takes]",
+)
 @click.option("--suite", metavar="NAME,…", help="Tasks of lm-evaluation-harness in place of --data: mmlu,gsm8k.")
 @click.option("--suites-folder", type=click.Path(path_type=Path), metavar="DIR", help="Task definitions of your own.")
 @click.option("--few-shot", type=click.IntRange(0), metavar="N", help="Suites: solved examples before each question.")
@@ -99,13 +120,20 @@ def _check(options: dict[str, Any]) -> None:
         return
     if bool(options["data"]) == bool(options["suite"]):
         raise click.UsageError("name one: --data FILE, or --suite NAME")
-    for_data = ("kind", "words", "prompt", "stops", "extract", "ignore", "ignore_case", "stride")
+    for_data = ("kind", "words", "prompt", *_OF_KIND)
     for_suites = ("suites_folder", "few_shot", "online")
     strange = for_data if options["suite"] else for_suites
     for name in strange:
         if options[name]:
-            given = {"kind": "--as", "words": "--data-set", "stops": "--stop"}.get(name, f"--{name.replace('_', '-')}")
-            raise click.UsageError(f"{given} goes with {'--data' if options['suite'] else '--suite'}")
+            raise click.UsageError(f"{_written(name)} goes with {'--data' if options['suite'] else '--suite'}")
+    for name, kind in _OF_KIND.items():
+        if options[name] and options["kind"] != kind:
+            raise click.UsageError(f"{_written(name)} goes with --as {kind}")
+
+
+def _written(name: str) -> str:
+    """An option as the user writes it."""
+    return _WRITTEN.get(name, f"--{name.replace('_', '-')}")
 
 
 def _question(subject: Subject, options: dict[str, Any]) -> Question:
@@ -118,7 +146,7 @@ def _question(subject: Subject, options: dict[str, Any]) -> Question:
         batch_size=options["batch_size"],
         length=options["length"],
         stride=options["stride"],
-        new_tokens=options["max_new_tokens"],
+        new_tokens=options["max_new_tokens"] or 64,
         stops=tuple(map(_unescaped, options["stops"])) or None,
         extract=options["extract"],
         ignore=options["ignore"],

@@ -38,9 +38,10 @@ _FAILED = 1
 def command(file: Path, dry_run: bool, only: tuple[str, ...], retry_failed: bool, as_json: bool, runs_dir: Path) -> int:
     """Run every method of FILE with every seed, on all its data, models and inventories, and compare them.
 
-    FILE is an experiment's YAML file, or the name of one that comes along: quickstart.  A run that is done is not
-    done again, and one that was interrupted is gone on with: the same command goes on.  What decides a result tells
-    the runs apart, so a changed setting runs only what it changes.  A run that failed is left alone, and told.
+    FILE is an experiment's YAML file, or the name of one that comes along: quickstart, to_target, under_budget,
+    robustness, …  A run that is done is not done again, and one that was interrupted is gone on with: the same command
+    goes on.  What decides a result tells the runs apart, so a changed setting runs only what it changes.  A run that
+    failed is left alone, and told.
     """
     # Before torch is imported: threads that wait for each other do not keep the trainers' cores busy.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

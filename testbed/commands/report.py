@@ -61,7 +61,7 @@ def command(
     along: its runs that are done.
 
     With -o the report is one HTML file that stands alone; with --paper figures as PDF, SVG and PNG, and tables as
-    LaTeX, CSV and Markdown.
+    LaTeX, CSV and Markdown, into a folder that is new, empty, or written by --paper before.
     """
     _check_options(page, paper, as_csv=as_csv, as_json=as_json)
     chosen = _chosen(runs, runs_dir)
@@ -84,8 +84,9 @@ def _check_options(page: Path | None, paper: Path | None, *, as_csv: bool, as_js
     if page:
         _check_page(page)
     if paper:
-        if paper.exists() and not paper.is_dir():
-            raise UsageError(f"--paper {paper}: expected a folder, there is a file; name another place")
+        from testbed.reports.paper import check_folder
+
+        check_folder(paper)
         _check_writable("--paper", paper, paper)
 
 
@@ -132,17 +133,15 @@ def _is_experiment(word: str, runs_dir: Path) -> bool:
 
 
 def _bundled() -> list[str]:
-    from testbed.package_data import data_folder
+    from testbed.experiments.experiment import bundled
 
-    return sorted(path.stem for path in data_folder("experiments").glob("*.yaml"))
+    return sorted(bundled())
 
 
 def _cells_of(name: str, runs_dir: Path) -> _Chosen:
     from testbed.experiments.cells import DONE, standings
     from testbed.experiments.experiment import load_experiment
 
-    if name not in _bundled() and not Path(name).is_file():
-        raise UsageError(f"{name}: there is no such experiment file; those that come along are {', '.join(_bundled())}")
     experiment = load_experiment(Path(name))
     found = standings(experiment.cells, runs_dir)
     done = {standing.run.run_id: standing.run for standing in found if standing.state == DONE and standing.run}

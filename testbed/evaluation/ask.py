@@ -44,6 +44,7 @@ def question_of(
     subject: Subject, kind: str | None, source: Source, settings: Settings, say: Callable[[str], None]
 ) -> Question:
     """What `--as KIND` asks on this data; raises UsageError for a kind that is not for the model."""
+    subject.check_tokens(settings.length, settings.stride)
     if subject.task == SEQUENCE_CLASSIFICATION and kind in {None, MULTIPLE_CHOICE}:
         return _classes(subject, source, settings, say)
     if kind is None:
@@ -56,6 +57,7 @@ def question_of(
 def suites_of(subject: Subject, suites: Suites, settings: Settings) -> Question:
     """What `--suite` asks."""
     subject.need(CAUSAL_LM, "--suite")
+    subject.check_tokens(settings.length)
     harness.require()
     return Question(
         kind=_SUITE,

@@ -96,6 +96,8 @@ def difference(ours: Scores, theirs: Scores) -> Figure | None:
     if not math.isfinite(value):
         return None
     low, high = _interval(value, error, count, 1 / count if ours.kind == SHARE else 0.0)
+    if ours.kind == SHARE and low is not None and high is not None:  # two shares are never further apart
+        low, high = max(-1.0, low), min(1.0, high)
     return Figure(value, error, low, high, count)
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ADAPTER = "adapter_config.json"
+#: What configurations call the tokens that a model takes.
+_POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")
 _UNLIMITED = 1 << 20  # tokens: tokenizers say such numbers, or greater ones, for "no limit"
 
 
@@ -39,8 +41,17 @@ class Subject:
     base: Callable[[], PreTrainedModel] | None = None  # the same model untuned, where it is known
     classes: tuple[str, ...] = ()  # of a sequence classifier
     length: int = 0  # tokens of a classified text at most
+    takes: int | None = None  # tokens at once by its configuration; a soft prompt takes some of them
     folder: RunFolder | None = None  # where a run's evaluations are kept
     about: Mapping[str, Any] = field(default_factory=dict)  # for the record, as JSON
+
+    def check_tokens(self, length: int | None, stride: int | None = None) -> None:
+        """Raise UsageError for more tokens than the model takes, before data or model are read."""
+        if length is not None and self.takes is not None and length > self.takes:
+            raise UsageError(_too_long(length, self.takes))
+        most = length or self.takes
+        if stride is not None and most is not None and stride > most:
+            raise UsageError(f"--stride {stride}: expected 1 to {most}, the tokens that the model takes at once")
 
     def need(self, task: str, what: str) -> None:
         """Raise UsageError unless the model is for `task`."""
@@ -62,6 +73,8 @@ def of_run(runs_dir: Path, run: str, client: int | None = None, accelerator: str
     """
     _check_accelerator(accelerator)
     folder = RunFolder.open(runs_dir, run)
+    if client is not None:
+        _check_client(folder, client)
     last = folder.load_checkpoint()
     if last is None:
         raise StoreError(
@@ -92,6 +105,7 @@ def of_run(runs_dir: Path, run: str, client: int | None = None, accelerator: str
         base=lambda: _untuned(source, work),
         classes=tuple(config.get("classes", ())),
         length=work.length,
+        takes=_takes(source),
         folder=folder,
         about=about,
     )
@@ -109,7 +123,9 @@ def of_folder(name: str, accelerator: str = "cpu") -> Subject:
     folder = model_folder(name)
     _check_causal(folder)
     about = {"model": str(folder), "dtype": "float32", "accelerator": accelerator}
-    return Subject(name, CAUSAL_LM, tokenizer_of(folder), lambda: _read(folder, accelerator), about=about)
+    return Subject(
+        name, CAUSAL_LM, tokenizer_of(folder), lambda: _read(folder, accelerator), takes=_takes(folder), about=about
+    )
 
 
 def context_of(model: PreTrainedModel, tokenizer: Any, length: int | None = None) -> int:
@@ -118,14 +134,33 @@ def context_of(model: PreTrainedModel, tokenizer: Any, length: int | None = None
     `length`: fewer, on request; UsageError when they are more.
     """
     config = model.config.get_text_config()
-    stated = [getattr(config, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx")]
+    stated = [getattr(config, name, None) for name in _POSITIONS]
     most = next((number for number in stated if number), None) or min(tokenizer.model_max_length, _UNLIMITED)
     prompt: Any = getattr(model, PROMPT, None)
     if prompt is not None:
         most -= prompt.places.stop - prompt.places.start
     if length is not None and not 2 <= length <= most:
-        raise UsageError(f"--length {length}: this model takes from 2 to {most} tokens")
+        raise UsageError(_too_long(length, most))
     return length or int(most)
+
+
+def _too_long(length: int, most: int) -> str:
+    return f"--length {length}: this model takes from 2 to {most} tokens"
+
+
+def _takes(folder: Path) -> int | None:
+    """Positions by config.json, where it says so."""
+    config = read_config(folder)
+    inner = config.get("text_config") or config
+    return next((int(inner[name]) for name in _POSITIONS if inner.get(name)), None)
+
+
+def _check_client(folder: RunFolder, client: int) -> None:
+    """Raise StoreError for a client that the run does not have, before its model is read."""
+    known = sorted(each["index"] for each in folder.plan["clients"])
+    if client not in known:
+        clients = ", ".join(map(str, known))
+        raise StoreError(f"run {folder.run_id} has no model of client {client}; its clients are {clients}")
 
 
 def _untuned(source: Path, work: Workload) -> PreTrainedModel:
@@ -186,7 +221,15 @@ def _adapter(folder: Path, accelerator: str) -> Subject:
         return model.eval()
 
     about = {"model": str(folder), "base": str(base), "dtype": "float32", "accelerator": accelerator}
-    return Subject(str(folder), CAUSAL_LM, tokenizer_of(base), tuned, lambda: _read(base, accelerator), about=about)
+    return Subject(
+        name=str(folder),
+        task=CAUSAL_LM,
+        tokenizer=tokenizer_of(base),
+        tuned=tuned,
+        base=lambda: _read(base, accelerator),
+        takes=_takes(base),
+        about=about,
+    )
 
 
 def _check_accelerator(name: str) -> None:

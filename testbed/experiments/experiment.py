@@ -119,7 +119,7 @@ class Experiment:
 def load_experiment(name: Path) -> Experiment:
     """Read an experiment's file, or the one of that name that comes along.
 
-    Raises ConfigError for whatever in it is wrong, before anything is run.
+    Raises ConfigError for whatever in it is wrong, before anything is run; UsageError where there is no such file.
     """
     path = _file_of(name)
     file = read_file(path, ExperimentFile, "an experiment")
@@ -131,9 +131,28 @@ def load_experiment(name: Path) -> Experiment:
     return Experiment(file.name, path, _cells(path, file, protocol), reference, file.order_seed, protocol)
 
 
+def bundled() -> dict[str, Path]:
+    """Name → file of the experiments that come along; inventories beside them are none."""
+    return {path.stem: path for path in sorted(data_folder("experiments").glob("*.yaml")) if _is_experiment(path)}
+
+
+def _is_experiment(path: Path) -> bool:
+    return any(line.startswith("methods:") for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def _no_such_experiment(name: Path) -> UsageError:
+    """The error for a name that is neither a file nor one that comes along."""
+    known = did_you_mean(name.name.removesuffix(".yaml"), bundled())
+    return UsageError(f"{name}: there is no such experiment file; {known} (these come along)")
+
+
 def _file_of(name: Path) -> Path:
-    bundled = {path.stem: path for path in data_folder("experiments").glob("*.yaml")}
-    return bundled[str(name)] if not name.exists() and str(name) in bundled else name
+    if name.exists():
+        return name
+    known = bundled()
+    if str(name) not in known:
+        raise _no_such_experiment(name)
+    return known[str(name)]
 
 
 def _block(cells: Sequence[Cell], order_seed: int, seed: int) -> list[Cell]:

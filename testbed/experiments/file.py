@@ -184,7 +184,7 @@ class BudgetEntry(FileModel):
 
     seconds: Amount | None = Field(default=None, title="a number of seconds above 0")
     joules: Amount | None = Field(default=None, title="a number of joules above 0")
-    bytes: ShareOrName = Field(default=None, title='bytes such as "50 MiB"')
+    bytes: str | None = Field(default=None, title='bytes such as "50 MiB"')
 
     @model_validator(mode="after")
     def _any(self) -> BudgetEntry:

@@ -14,6 +14,7 @@ What nothing is known of is None, and a total with such a part is a lower bound.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +26,8 @@ from testbed.costs import RoundCost, round_costs
 from testbed.durable import plain
 from testbed.environment import describe_machine
 from testbed.errors import StoreError
-from testbed.experiments.forecast_probe import pace_here
+from testbed.experiments.forecast_probe import pace_here, start_here
+from testbed.options import HELD_OUT_LIMIT
 from testbed.run import BYTES, SECONDS, RunConfig
 from testbed.run_record import FINISHED, RUNNING_SECONDS, name_of
 from testbed.store import RunFolder, run_folders
@@ -37,7 +39,12 @@ MEASURED, SCALED, MODELLED = "measured", "scaled", "modelled"
 #: In a run's configuration: {"cell": identity, "label": …, "name": the experiment's}.
 MARK = "experiment"
 _EMULATED = "emulated"
-BY_ONE_STEP = "weights × tokens, at the pace of one training step here; rough, within a factor of three or so"
+BY_STEPS_HERE = (
+    "weights × tokens, at the pace of training steps timed here, and the start of each trainer; rough, and several "
+    "times as long where the machine has other work"
+)
+#: Of a training step, what its forward pass takes: the backward pass goes through the weights twice.
+_FORWARD = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class Work:
     weight_bytes    of the weights that a client's step goes through, a mean over the clients that take part
     trained_bytes   of what a client trains, in fp32, by the slots of its optimizer; None where there is none
     clients         that take part in a round
+    devices         that they are on: each starts a trainer once
     deployed_bytes  of the base model that all devices lack at first
     """
 
@@ -68,6 +76,7 @@ class Work:
     trained_bytes: float | None
     clients: int
     deployed_bytes: int
+    devices: int = 1
 
 
 class KnownRun:
@@ -122,8 +131,14 @@ class KnownRun:
 class Known:
     """The finished runs of a folder, asked about the cells of one experiment."""
 
-    def __init__(self, experiment: Experiment, runs_dir: Path, pace: Callable[[], float] = pace_here) -> None:
-        self._pace = pace
+    def __init__(
+        self,
+        experiment: Experiment,
+        runs_dir: Path,
+        pace: Callable[[], float] = pace_here,
+        start: Callable[[], float] = start_here,
+    ) -> None:
+        self._pace, self._start = pace, start
         self._kin: dict[str, set[str]] = {}  # row → the identities of its cells
         for cell in experiment.cells:
             self._kin.setdefault(cell.row, set()).add(cell.identity)
@@ -149,7 +164,7 @@ class Known:
         if found:
             return found
         found = self._scaled(cell, here, KnownRun.seconds_of) or (self._modelled(cell, work, here) if work else Guess())
-        return _within_budget(found, cell.config.until.get(SECONDS))
+        return _within_budget(found, cell.config, SECONDS)
 
     def mean_seconds(self) -> Guess:
         """Of the experiment's own runs here, whatever they ran: better than nothing."""
@@ -164,7 +179,7 @@ class Known:
         if found is None and work is not None and work.trained_bytes is not None:
             traffic = 2 * work.trained_bytes * work.clients * cell.config.rounds + work.deployed_bytes
             found = Guess(traffic, MODELLED, "what the plan trains, once each way, and the base model")
-        return _within_budget(found or Guess(), cell.config.until.get(BYTES))
+        return _within_budget(found or Guess(), cell.config, BYTES)
 
     def disk_bytes(self, cell: Cell) -> Guess:
         """What the run's folder will hold."""
@@ -189,7 +204,8 @@ class Known:
     def _modelled(self, cell: Cell, work: Work, runs: Sequence[KnownRun]) -> Guess:
         """By weights × tokens, at the rate of other methods: on this machine, or on the same boards.
 
-        Without any such run a step is timed here; of boards that nothing has run on, nothing is known.
+        Without any such run steps and a trainer's start are timed here; of boards that nothing has run on, nothing is
+        known.
         """
         devices = devices_of(cell)
         emulated = all(kind == _EMULATED for _, kind, *_ in devices)
@@ -202,7 +218,12 @@ class Known:
         amount = _passed(cell.config, cell.config.rounds, work)
         if rates:
             return Guess(median(rates) * amount, MODELLED, f"weights × tokens, at the rate of {_count(len(rates))}")
-        return Guess(self._pace() * amount, MODELLED, BY_ONE_STEP) if emulated else Guess()
+        return Guess(self._timed_here(cell.config, work, amount), MODELLED, BY_STEPS_HERE) if emulated else Guess()
+
+    def _timed_here(self, config: RunConfig, work: Work, amount: float) -> float:
+        examples = config.data.get("held_out_limit") or HELD_OUT_LIMIT
+        evaluated = _evaluations(config) * examples * config.length * max(work.weight_bytes, 1.0) * _FORWARD
+        return self._pace() * (amount + evaluated) + self._start() * work.devices
 
 
 def work_of_run(run: KnownRun) -> Work | None:
@@ -218,8 +239,9 @@ def work_of(clients: Sequence[Mapping[str, Any]], config: RunConfig, deployed_by
     weights = [max(phase.get("weights", 0) + phase.get("outside", 0) for phase in phases) for phases in parts]
     slots = [max(phase.get("optimizer", 0) for phase in phases) for phases in parts]
     asked = min(len(parts), config.participants_of(len(clients)))
+    devices = len({client["device"] for client in clients if client["outcome"] == "planned"})
     trained = mean(slots) / 2 if any(slots) else None  # AdamW's two slots: as many bytes each as what is trained
-    return Work(mean(weights), trained, asked, deployed_bytes)
+    return Work(mean(weights), trained, asked, deployed_bytes, devices)
 
 
 def left(guess: Guess, rounds_done: int, rounds: int) -> Guess:
@@ -253,10 +275,24 @@ def _machine(machine: Mapping[str, Any]) -> tuple[Any, ...]:
     return (machine.get("cpu"), machine.get("cores"))
 
 
-def _within_budget(guess: Guess, budget: float | None) -> Guess:
-    """A run ends in the round in which its budget is spent; what was measured has done so already."""
-    known = guess.value is not None and (budget is None or guess.value <= budget or guess.source == MEASURED)
-    return guess if known or budget is None else Guess(budget, MODELLED, "its budget, which ends it")
+def _within_budget(guess: Guess, config: RunConfig, name: str) -> Guess:
+    """A run ends after the round in which its budget is spent; what was measured has done so already."""
+    budget = config.until.get(name)
+    if budget is None or guess.source == MEASURED:
+        return guess
+    if guess.value is None:
+        return Guess(budget, MODELLED, "its budget, which ends it")
+    if guess.value <= budget:
+        return guess
+    a_round = guess.value / config.rounds
+    if a_round > budget:
+        return Guess(a_round, MODELLED, "one round, which spends more than its budget")
+    return Guess(budget, MODELLED, "its budget, which ends it")
+
+
+def _evaluations(config: RunConfig) -> int:
+    """Before the first round, every so many rounds, and after the last; every round where something ends the run."""
+    return 1 + (config.rounds if config.until else math.ceil(config.rounds / config.evaluate_every))
 
 
 def _measured(values: Sequence[float]) -> Guess | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from testbed.experiments.cells import Standing
     from testbed.experiments.experiment import Experiment
     from testbed.experiments.forecast_plan import Forecast, Outlook
+    from testbed.run import RunConfig
 
 
 def print_forecasts(forecasts: Sequence[Forecast], console: Console) -> None:
@@ -31,7 +32,7 @@ def print_forecasts(forecasts: Sequence[Forecast], console: Console) -> None:
     heads = ("To be run", "Time", "Time from", "Bytes", "Bytes from", "Disk", "Budget used")
     columns = {head: itemgetter(index) for index, head in enumerate(heads)}
     print_fitting(columns, [*map(_cells, forecasts), _total(forecasts)], console)
-    for line in (*_sources(forecasts), *_memory(forecasts)):
+    for line in (*_sources(forecasts), *_memory(forecasts), *_warnings(forecasts)):
         say(console, line)
 
 
@@ -51,27 +52,31 @@ def _cells(each: Forecast) -> tuple[str, ...]:
 
 
 def _total(forecasts: Sequence[Forecast]) -> tuple[str, ...]:
+    running = [each for each in forecasts if each.outlook.error is None]
+
     def told(guesses: Sequence[Guess], text: Callable[[float], str]) -> str:
+        if not guesses:
+            return DASH
         value, whole = total(guesses)
         return text(value) if whole else f"at least {text(value)}" if value else DASH
 
-    seconds = told([each.seconds for each in forecasts], seconds_text)
-    traffic = told([each.bytes for each in forecasts], bytes_text)
-    disk = told([each.disk_bytes for each in forecasts], bytes_text)
+    seconds = told([each.seconds for each in running], seconds_text)
+    traffic = told([each.bytes for each in running], bytes_text)
+    disk = told([each.disk_bytes for each in running], bytes_text)
     return ("in total", seconds, "", traffic, "", disk, "")
 
 
 def _sources(forecasts: Sequence[Forecast]) -> list[str]:
     """Each once: from what the figures come."""
     running = [each for each in forecasts if each.outlook.error is None]
-    lines = []
+    lines: list[str] = []
     for name, guesses in (
         ("time", [each.seconds for each in running]),
         ("bytes", [each.bytes for each in running]),
         ("disk", [each.disk_bytes for each in running]),
     ):
-        told = dict.fromkeys(guess.text for guess in guesses)
-        lines += [f"{name} {text}" for text in told]
+        told = dict.fromkeys(f"{name} {guess.text}" if guess.source else f"{name}: {guess.text}" for guess in guesses)
+        lines += told
     return lines
 
 
@@ -87,6 +92,21 @@ def _memory(forecasts: Sequence[Forecast]) -> list[str]:
             lines.append(f"memory by the plan: {row}: at most {needed} of {budget}, on {fullest.device}")
         lines += [f"refused: {row} on {peak.device}: {peak.refused}" for peak in outlook.refused]
     return lines
+
+
+def _warnings(forecasts: Sequence[Forecast]) -> list[str]:
+    """What ends a run early leaves a cosine over all of its rounds unfinished."""
+    falling = [each for each in forecasts if each.standing.cell.config.until and _falls(each.standing.cell.config)]
+    rows = list(dict.fromkeys(each.standing.cell.label for each in falling))
+    if not rows:
+        return []
+    falls = "the learning rate falls over all of the rounds (schedule: cosine)"
+    early = "a run that a budget or a target ends does not see all of them; say schedule: constant"
+    return [f"warning: {', '.join(rows)}: {falls}, and {early}"]
+
+
+def _falls(config: RunConfig) -> bool:
+    return config.schedule == "cosine" and config.rounds > 1 and config.final_learning_rate != config.learning_rate
 
 
 def dry_run_to_json(experiment: Experiment, standings: Sequence[Standing], forecasts: Sequence[Forecast]) -> str:

@@ -196,6 +196,14 @@ def finish(
             path = folder / name
             if name not in written and path.is_file() and path.resolve().is_relative_to(folder.resolve()):
                 path.unlink()
+                _remove_emptied(path.parent, folder)
+
+
+def _remove_emptied(path: Path, folder: Path) -> None:
+    """A folder below `folder` in which nothing is left, and those above it alike."""
+    while path != folder and not any(path.iterdir()):
+        path.rmdir()
+        path = path.parent
 
 
 def _readme(tables: Sequence[dict[str, Any]], runs: Sequence[str]) -> str:

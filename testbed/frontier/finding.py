@@ -21,6 +21,7 @@ from testbed.frontier.search import MOST_TRIALS, bracket, next_trial
 from testbed.frontier.trials import SETTLING_STEPS, Site, attempt, emptied
 from testbed.inventory import Budget, Device, Inventory
 from testbed.method import IMAGE_CLASSIFICATION
+from testbed.model.prompt import longest_text
 from testbed.prepare import Prepared, prepare
 from testbed.quantities import bytes_text
 
@@ -58,6 +59,7 @@ def find_frontier(config: RunConfig, inventory: Inventory, runs_dir: Path, searc
         check_room(inventory)
     prepared = _settled(config, inventory, search)
     axes = _axes(search, prepared)
+    _check_length(prepared, axes)
     kept = _Record(prepared, inventory, runs_dir)
     asked: dict[tuple[object, ...], str] = {}
     for device in inventory:
@@ -101,6 +103,13 @@ def _axes(search: Search, prepared: Prepared) -> tuple[str, ...]:
     if set(chosen) != set(AXES):
         raise UsageError("--vary length: images have no length; leave it out")
     return tuple(axis for axis in chosen if axis != LENGTH)
+
+
+def _check_length(prepared: Prepared, axes: Sequence[str]) -> None:
+    """Raise UsageError for a length at which the model has no positions, where it is not what varies."""
+    most = None if prepared.work.task == IMAGE_CLASSIFICATION else longest_text(prepared.base.shape, prepared.work)
+    if most is not None and prepared.work.length > most and set(axes) != {LENGTH}:
+        raise UsageError(f"--length {prepared.work.length}: this model takes up to {most} tokens")
 
 
 def _ground(prepared: Prepared, device: Device) -> Ground:

@@ -81,7 +81,10 @@ def frontier_notes(frontier: Frontier) -> Iterator[str]:
 def _held_text(point: FrontierPoint) -> str:
     """What the other axes stand at: 64 tokens, 3 of 12 blocks"""
     units = {BATCH_SIZE: "examples", LENGTH: "tokens"}
-    return ", ".join(f"{value} {units[name]}" if name in units else str(value) for name, value in point.held.items())
+    return ", ".join(
+        f"{value} {units[name].removesuffix('s' * (value == 1))}" if name in units else str(value)
+        for name, value in point.held.items()
+    )
 
 
 def _notes_of(point: FrontierPoint) -> Iterator[str]:

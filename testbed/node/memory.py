@@ -184,7 +184,7 @@ class PhaseMeter:
         self._exact = self._status is not None and self._clear.write(_RESET_HIGH_WATER)
         if self.group is not None:
             self.group.reset_peak()
-        first = self._last or self._take()
+        first = self._last = self._take()  # anew: what the last one saw may have been freed before the peak began again
         self._first_refaults = first.refaults if first is not None else None
         if first is not None:
             self._add(first, first.resident)
@@ -277,7 +277,7 @@ class PhaseMeter:
     def _keep(self, sample: Sample) -> None:
         """Add to the trace; one that has grown long keeps every second sample, so that the agent stays small."""
         at = round(time.monotonic() - self._start, 4)
-        row = (at, sample.high_water, sample.anonymous, sample.file, sample.unreclaimable)
+        row = (at, sample.high_water, sample.anonymous, sample.file, sample.unreclaimable or None)
         held = () if self._accelerator is None else (sample.accelerator.figure,)
         self._trace.append((*row, *held))
         if len(self._trace) > _MAX_TRACE:
@@ -286,8 +286,9 @@ class PhaseMeter:
 
     def _peak(self, estimate_source: str, reserved: int | None) -> dict[str, Any]:
         lowest = self._lowest
+        # A group counts nothing of a process that has not yet charged anything to it: that is not measured.
         bounds = {
-            "lower": (lowest.lower, lowest.lower_source) if lowest is not None else _UNKNOWN,
+            "lower": (lowest.lower, lowest.lower_source) if lowest is not None and lowest.lower else _UNKNOWN,
             "estimate": self._estimate(estimate_source, reserved),
             "upper": self._upper(reserved),
         }
@@ -320,7 +321,7 @@ class PhaseMeter:
 
     def _upper(self, reserved: int | None) -> tuple[int | None, str]:
         peak = self.group.peak() if self.group is not None else None
-        if self.group is None or peak is None:
+        if self.group is None or not peak:  # 0: nothing was charged to it yet
             return _UNKNOWN
         if self._accelerator is None or self._accelerator.charged:
             return peak, self.group.peak_source

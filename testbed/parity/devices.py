@@ -23,6 +23,14 @@ class Interval:
     low_bytes: int | None
     high_bytes: int | None
 
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """From the smallest of the three to the largest: bounds and estimate do not count the same."""
+        if self.low_bytes is None or self.high_bytes is None:
+            return None
+        three = (self.low_bytes, self.estimate_bytes, self.high_bytes)
+        return min(three), max(three)
+
 
 @dataclass(frozen=True)
 class PeakParity:
@@ -38,10 +46,8 @@ class PeakParity:
     @property
     def overlap(self) -> bool | None:
         """None where a bound is not known."""
-        a, b = self.first, self.second
-        if None in (a.low_bytes, a.high_bytes, b.low_bytes, b.high_bytes):
-            return None
-        return (a.low_bytes or 0) <= (b.high_bytes or 0) and (b.low_bytes or 0) <= (a.high_bytes or 0)
+        a, b = self.first.span, self.second.span
+        return None if a is None or b is None else a[0] <= b[1] and b[0] <= a[1]
 
 
 @dataclass(frozen=True)
@@ -191,8 +197,7 @@ def _interval(results: Sequence[Result]) -> Interval | None:
     peaks = [result.measurement.peak for result in results if result.measurement.peak.estimate_bytes is not None]
     if not peaks:
         return None
-    # What the kernel charged to the group beside the trainer lies in the lower bound and not in the estimate.
-    lows = [min(peak.lower_bytes, peak.estimate_bytes or 0) for peak in peaks if peak.lower_bytes is not None]
+    lows = [peak.lower_bytes for peak in peaks if peak.lower_bytes is not None]
     highs = [peak.upper_bytes for peak in peaks if peak.upper_bytes is not None]
     return Interval(
         median(peak.estimate_bytes or 0 for peak in peaks),

@@ -31,6 +31,10 @@ _MOST_JOBS = 10
 def print_parity(parity: Parity, console: Console) -> None:
     """What differs, what was measured side by side, and a sentence on each part."""
     first, second = parity.first, parity.second
+    if first.method != second.method:
+        methods = f"{first.method}, {second.method}"
+        text = f"the methods differ ({methods}): this is no parity; `testbed report` compares methods"
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
     console.print(f"first:  {first.run} ({first.method}, {_where(first.emulated)})", highlight=False, markup=False)
     console.print(f"second: {second.run} ({second.method}, {_where(second.emulated)})", highlight=False, markup=False)
     for note in parity.notes:

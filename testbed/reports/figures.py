@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Groups of bars that one axis can name.
 BARS_SHOWN = 40
+#: How far beyond the curves a reference is drawn: of the height that they take, and of their values where that is flat.
+_ROOM, _ROOM_AT_LEAST = 0.35, 0.25
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def curves(
     rows = tuple((label, step.x, step.y, step.runs) for label, found in steps.items() for step in found)
     drawn = material.drawn(groups)
     lacking = [group.label for group in groups if group.label not in steps]
+    series = tuple(_curve(group.label, steps[group.label]) for group in drawn if group.label in steps)
+    near, off = _near(lines, series, ordinate)
     return Figure(
         key=key,
         title=title,
@@ -98,10 +102,26 @@ def curves(
         x=abscissa.axis,
         y=ordinate.axis,
         table=Table(f"{key}-data", title, caption, columns, rows),
-        series=tuple(_curve(group.label, steps[group.label]) for group in drawn if group.label in steps),
-        lines=lines,
-        notes=(*notes, *material.not_drawn(groups), *_lacking(lacking, abscissa)),
+        series=series,
+        lines=near,
+        notes=(*off, *notes, *material.not_drawn(groups), *_lacking(lacking, abscissa)),
     )
+
+
+def _near(
+    lines: tuple[tuple[str, float], ...], series: Sequence[Series], ordinate: Ordinate
+) -> tuple[tuple[tuple[str, float], ...], tuple[str, ...]]:
+    """References that the figure has room for; and of the others, which would press the curves flat, a note."""
+    ends = [end for each in series for point in each.points for end in (point.y, point.low, point.high)]
+    known = [end for end in ends if end is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    room = max(_ROOM * (high - low), _ROOM_AT_LEAST * max(abs(low), abs(high)))
+    near = tuple((name, value) for name, value in lines if low - room <= value <= high + room)
+    places: dict[str, list[str]] = {"above": [], "below": []}
+    for name, value in lines:
+        if (name, value) not in near:
+            places["above" if value > high else "below"].append(f"{name} {ordinate.column.text(value)}")
+    return near, tuple(f"{place.capitalize()} the figure: {', '.join(off)}." for place, off in places.items() if off)
 
 
 def _curve(label: str, steps: Sequence[Step]) -> Series:

@@ -1,9 +1,10 @@
-"""The memory frontier: what was predicted to fit, and where that was tried, what survived."""
+"""The memory frontier of what was run: what was predicted to fit, and where that was tried, what survived."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from testbed.frontier.record import AXES, all_frontiers
 from testbed.reports.exhibits import (
@@ -24,17 +25,17 @@ from testbed.reports.words import DEVICE, METHOD, key_of
 if TYPE_CHECKING:
     from testbed.frontier.record import Frontier, FrontierPoint, Trial
     from testbed.reports.exhibits import Value
-    from testbed.reports.material import Material
+    from testbed.reports.material import Evidence, Material
 
 _AXIS = name_column("axis", "Axis")
 _Found = Sequence[tuple[str, "FrontierPoint"]]  # what the method is called, and a point of it
 
 
 def frontiers(material: Material) -> Section | None:
-    """Of the report's methods, as the records beside its runs have them; None where there are none."""
+    """Of the report's own work on its own devices, as the records beside its runs have them; None without any."""
     folders = dict.fromkeys(run.folder.path.resolve().parent for run in material.runs)
-    methods = {run.summary.method for run in material.runs}
-    known = [each for folder in folders for each in all_frontiers(folder) if each.method in methods]
+    beside = [_matching(each, material.runs) for folder in folders for each in all_frontiers(folder)]
+    known = [each for each in beside if each.points]
     found = [(name, point) for each, name in zip(known, _names(known), strict=True) for point in each.points]
     if not found:
         return None
@@ -42,9 +43,39 @@ def frontiers(material: Material) -> Section | None:
     text = (
         "How far each device goes along one axis, the others as the table says: as predicted, and where real jobs "
         "were tried under the real cap, between the largest value that survived and the smallest that did not. "
-        "These are records of `testbed frontier`, made with settings of their own."
+        "These are records of `testbed frontier` with the settings, the model, the workload and the devices of these "
+        "runs."
     )
-    return Section("frontier", "Memory frontier", (text,), (*figures, frontier_table(found), trials_table(found)))
+    tables = [table for table in (frontier_table(found), trials_table(found)) if table.rows]
+    return Section("frontier", "Memory frontier", (text,), (*figures, *tables))
+
+
+def _matching(frontier: Frontier, runs: Sequence[Evidence]) -> Frontier:
+    """The record's points that are of what a run did, on a device that it had; maybe none."""
+    alike = [run for run in runs if _alike(frontier, run)]
+    return replace(frontier, points=tuple(each for each in frontier.points if _ran(frontier, each, alike)))
+
+
+def _alike(frontier: Frontier, run: Evidence) -> bool:
+    config = run.config
+    asked = (frontier.method, frontier.settings, frontier.model, frontier.task)
+    return asked == tuple(config.get(name) for name in ("method", "settings", "model", "task"))
+
+
+def _ran(frontier: Frontier, point: FrontierPoint, runs: Sequence[Evidence]) -> bool:
+    """The accelerator is the device's own; and of the workload everything counts but what the point varies."""
+    work = {name: value for name, value in frontier.work.items() if name not in {point.axis, "accelerator"}}
+    return any(
+        work.items() <= run.folder.record.plan.get("work", {}).items()
+        and any(_is_of(point, device) for device in run.inventory.get("devices", ()))
+        for run in runs
+    )
+
+
+def _is_of(point: FrontierPoint, device: Mapping[str, Any]) -> bool:
+    budget = device["budget"]["memory_bytes"]
+    known = (device["name"], device["kind"], device["profile"]["name"], device.get("accelerator", "cpu"), budget)
+    return known == (point.device, point.kind, point.profile, point.accelerator, point.budget_bytes)
 
 
 def _names(known: Sequence[Frontier]) -> list[str]:
@@ -131,7 +162,8 @@ def frontier_figure(axis: str, found: _Found) -> Figure | None:
         said = tuple(Point(p.device, p.predicted) for p in points if p.predicted is not None)
         if tried:
             series.append(Series(name, tuple(tried)))
-        series.append(Series(f"{name}, predicted", said, predicts=name))
+        if said:
+            series.append(Series(f"{name}, predicted", said, predicts=name))
     words = axis.replace("_", " ")
     title = f"Largest {words} per device"
     caption = (

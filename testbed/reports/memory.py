@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -88,6 +88,7 @@ def memory(material: Material) -> Section | None:
 
 
 def memory_table(peaks: Sequence[DevicePeak]) -> Table:
+    rows = tuple(map(_row, peaks))
     columns = (
         METHOD, DEVICE, RUNS, bytes_column("budget_bytes", "Budget"), name_column("limit", "Limit"),
         bytes_column("predicted_bytes", "Predicted"), bytes_column("peak_median_bytes", "Median peak"),
@@ -101,7 +102,24 @@ def memory_table(peaks: Sequence[DevicePeak]) -> Table:
         "predicted for that very job over its estimate, less one; positive is too high. Headroom: budget less "
         "estimate. A dash: nothing was measured, because no job finished there or the kernel does not tell."
     )
-    return Table("memory", "Memory per device and method", caption, columns, tuple(map(_row, peaks)))
+    return _without_idle_columns(Table("memory", "Memory per device and method", caption, columns, rows))
+
+
+def _without_idle_columns(table: Table) -> Table:
+    """Without an accelerator's column where there is none, and with sources that are all alike told once, as a note."""
+    keys = [column.key for column in table.columns]
+    sources = {row[keys.index("sources")] for row in table.rows} - {None}
+    idle = {"sources"} if len(sources) <= 1 else set()
+    if all(row[keys.index("accelerator_peak_bytes")] is None for row in table.rows):
+        idle.add("accelerator_peak_bytes")
+    kept = [place for place, key in enumerate(keys) if key not in idle]
+    notes = tuple(f"Sources of lower, estimate and upper bound: {each}." for each in sources if "sources" in idle)
+    return replace(
+        table,
+        columns=tuple(table.columns[place] for place in kept),
+        rows=tuple(tuple(row[place] for place in kept) for row in table.rows),
+        notes=(*table.notes, *notes),
+    )
 
 
 def _row(peak: DevicePeak) -> tuple[Value, ...]:
@@ -116,7 +134,7 @@ def _row(peak: DevicePeak) -> tuple[Value, ...]:
 
 def _limit(said: DeviceSummary) -> str | None:
     if said.clients == said.refused:
-        return "refused in the plan"
+        return "refused"
     return {True: "UNCAPPED", False: "capped", None: None}[said.uncapped]
 
 
@@ -168,8 +186,9 @@ def _group_names(peaks: Iterable[DevicePeak]) -> dict[tuple[str, int | None], st
 def _point(peak: DevicePeak, names: dict[tuple[str, int | None], str]) -> Point:
     said = peak.said
     estimate = said.peak_worst_bytes or 0
-    low = None if said.peak_lower_bytes is None else min(said.peak_lower_bytes, estimate)
-    high = None if said.peak_upper_bytes is None else max(said.peak_upper_bytes, estimate)
+    known = [value for value in (said.peak_lower_bytes, said.peak_upper_bytes) if value is not None]
+    low = None if said.peak_lower_bytes is None else min(estimate, *known)
+    high = None if said.peak_upper_bytes is None else max(estimate, *known)
     return Point(names[peak_key(peak)], estimate, low, high)
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from testbed.errors import StoreError
+from testbed.durable import disk_errors_in_words
+from testbed.errors import UsageError
 from testbed.reports.exhibits import Figure, Report, Table
 from testbed.reports.files import write_file
 from testbed.reports.palette import Pens, pens_of
@@ -20,6 +21,8 @@ from testbed.reports.plot import image_of
 from testbed.reports.table_texts import csv_of, latex_of, latex_text, markdown_of, markdown_text
 
 INDEX = "index.md"
+#: The index's first line: by it the folder is known again, and is written over.
+_MARK = "<!-- Written by `testbed report --paper`, which replaces it. -->"
 _IMAGES = ("pdf", "svg", "png")
 _TEXTS = {"tex": latex_of, "csv": csv_of, "md": markdown_of}
 
@@ -27,16 +30,40 @@ _TEXTS = {"tex": latex_of, "csv": csv_of, "md": markdown_of}
 def write_paper(report: Report, folder: Path, tell: Callable[[str], None] = lambda _: None) -> list[Path]:
     """Write everything below `folder`, and give the files; what else is there stays.
 
-    `tell` is called with the title of each exhibit before it is drawn.  Raises StoreError when the place takes nothing.
+    `tell` is called with the title of each exhibit before it is drawn.  Raises UsageError for a folder in which others
+    keep files, and StoreError when the place takes nothing.
     """
-    if folder.exists() and not folder.is_dir():
-        raise StoreError(f"{folder}: expected a folder for the paper's files, there is a file; name another place")
+    check_folder(folder)
     pens = pens_of(report)
+    # First, so that what a kill leaves there is known for a paper's and can be written over.
+    index = write_file(folder / INDEX, _index(report))
     written: list[Path] = []
     for exhibit in report.exhibits:
         tell(exhibit.title)
         written += [write_file(folder / name, content) for name, content in _files(exhibit, pens)]
-    return [*written, write_file(folder / INDEX, _index(report))]
+    return [*written, index]
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UsageError for what is no folder, and for one that is neither empty nor an earlier paper's."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--paper {folder}: expected a folder, there is a file; name another place")
+    if not folder.is_dir() or _is_ours(folder / INDEX):
+        return
+    with disk_errors_in_words(folder):
+        taken = any(not path.name.startswith(".") for path in folder.iterdir())
+    if taken:
+        raise UsageError(
+            f"--paper {folder}: is not empty, and no `--paper` has written it; name another folder, or empty this one"
+        )
+
+
+def _is_ours(index: Path) -> bool:
+    try:
+        with index.open(encoding="utf-8", errors="replace") as file:
+            return file.readline().rstrip() == _MARK
+    except OSError:
+        return False
 
 
 def _files(exhibit: Table | Figure, pens: Pens) -> Iterator[tuple[str, bytes | str]]:
@@ -55,7 +82,7 @@ def _place(exhibit: Table | Figure) -> str:
 
 # ── the index ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def _index(report: Report) -> str:
-    parts = [f"# {markdown_text(report.title)}", markdown_text(report.subtitle)]
+    parts = [_MARK, f"# {markdown_text(report.title)}", markdown_text(report.subtitle)]
     parts += ["\n".join(f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in report.facts)]
     parts.append(
         "Numbers in the LaTeX and Markdown tables are rounded for reading; the CSV files hold them in full, in base "

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from testbed.reports.plot import Legend, Sheet
 
 #: Inches: a bar with the space about it, a row of dots, and the axis with its label.
-_BAR, _DOTS, _AXIS = 0.27, 0.125, 0.5
+_BAR, _DOTS, _AXIS = 0.27, 0.145, 0.5
 _PADDING = 0.9  # of a group, in lanes
 _LABEL_SHARE = 0.34  # of the width, at most, for the names of the groups
 _BAR_HEIGHT = 0.66

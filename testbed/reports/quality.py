@@ -30,6 +30,7 @@ from testbed.reports.words import (
     OVER_SEEDS,
     REPLAYED,
     RUNS,
+    WORKING_SECONDS,
     joules_column,
     key_of,
     named,
@@ -150,7 +151,7 @@ def _quality_row(material: Material, group: Group) -> tuple[Value, ...]:
 # ── and what it cost ────────────────────────────────────────────────────────────────────────────────────────────────
 def cost_table(material: Material) -> Table:
     columns = (
-        METHOD, RUNS, figure_column("rounds", "Rounds", 0), seconds_column("seconds", "Time"),
+        METHOD, RUNS, figure_column("rounds", "Rounds", 0), WORKING_SECONDS,
         joules_column("energy_joules", "Energy"), bytes_column("sent_bytes", "Sent"),
         bytes_column("peak_worst_bytes", "Worst peak"), bytes_column("headroom_least_bytes", "Least headroom"),
         figure_column("tokens_per_second", "Tokens/s", 0), Column("refused", "Refused"), Column("clients", "Clients"),

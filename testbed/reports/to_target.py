@@ -17,6 +17,7 @@ from testbed.reports.words import (
     OVER_SEEDS_PAIRED,
     PROTOCOL_COSTS,
     RUN,
+    WORKING_SECONDS,
     joules_column,
     measured,
 )
@@ -75,7 +76,7 @@ def _reached(material: Material, group: Group) -> list[_Reached]:
 
 def _cost_columns(digits: int) -> tuple[Column, ...]:
     return (
-        figure_column("rounds", "Rounds", digits), seconds_column("seconds", "Time"),
+        figure_column("rounds", "Rounds", digits), WORKING_SECONDS,
         joules_column("energy_joules", "Energy"), ALL_BYTES, bytes_column("peak_bytes", "Worst peak"),
     )  # fmt: skip
 

@@ -7,9 +7,18 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from testbed.reports.comparison import against, beside
-from testbed.reports.exhibits import Column, Table, figure_column, name_column, seconds_column
+from testbed.reports.exhibits import Column, Table, figure_column, name_column
 from testbed.reports.material import over
-from testbed.reports.words import ALL_BYTES, METHOD, OVER_SEEDS, OVER_SEEDS_PAIRED, PROTOCOL_COSTS, RUNS, joules_column
+from testbed.reports.words import (
+    ALL_BYTES,
+    METHOD,
+    OVER_SEEDS,
+    OVER_SEEDS_PAIRED,
+    PROTOCOL_COSTS,
+    RUNS,
+    WORKING_SECONDS,
+    joules_column,
+)
 from testbed.run import BUDGETS
 from testbed.stopping import ROUNDS, amount_text, within_budget
 
@@ -39,7 +48,7 @@ def accuracy_within(budgets: Mapping[str, float]) -> Callable[[Evidence], float 
 def budget_table(material: Material) -> Table:
     columns = (
         METHOD, name_column("budget", "Budget"), RUNS, figure_column("rounds", "Rounds within", 1),
-        figure_column("accuracy", "Accuracy"), seconds_column("seconds", "Time"),
+        figure_column("accuracy", "Accuracy"), WORKING_SECONDS,
         joules_column("energy_joules", "Energy"), ALL_BYTES, name_column("ended_by", "Ended by"),
         Column("pairs", "Pairs"), figure_column("accuracy_difference", f"Less {material.reference}"),
         name_column("verdict", "Verdict"), figure_column("hidden_difference", "May be hidden, up to"),

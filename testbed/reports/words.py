@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from testbed.reports.exhibits import Column, bytes_column, name_column
+from testbed.reports.exhibits import Column, bytes_column, name_column, seconds_column
 from testbed.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ DEVICE = name_column("device", "Device")
 RUN = name_column("run", "Run")
 RUNS = Column("runs", "Runs")
 ALL_BYTES = bytes_column("all_bytes", "All bytes")
+#: A run's record calls `seconds` what it took in all.
+WORKING_SECONDS = seconds_column("seconds_without_evaluation", "Time")
 
 #: What a table over seeds says of its means.
 OVER_SEEDS = "Means over runs that differ in the seed alone, with Student's t interval at 95 % from three runs on."

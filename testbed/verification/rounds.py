@@ -46,7 +46,7 @@ def check_results(folder: RunFolder) -> Check:
         seen[result.job] += 1
         failures += [f"{result.job}: {failure}" for failure in _result(result, known)]
     failures += [f"{job}: there are {count} results of it" for job, count in seen.items() if count > 1]
-    return judged("results", f"{counted(len(paths), 'result')} belong to the plan", failures)
+    return judged("results", f"{counted(len(paths), 'result')} of clients of the plan", failures)
 
 
 def _of_rounds(results: Sequence[Result]) -> list[Result]:
@@ -82,7 +82,7 @@ def _round(record: RoundRecord, results: Sequence[Result]) -> Iterator[str]:
         yield f"{record.finished} updates combined, and {counted(len(finished), 'finished result')}"
     loss = _mean_loss(finished)
     if not _same(record.train_loss, loss):
-        yield f"the results give a training loss of {loss}, its record says {record.train_loss}"
+        yield f"the results give {_loss_text(loss)}, its record has {_loss_text(record.train_loss)}"
     if not math.isfinite(record.seconds) or record.seconds < 0:
         yield f"it took {record.seconds} s"
     for name, value in (record.quality or {}).items():
@@ -98,6 +98,10 @@ def _mean_loss(finished: Sequence[Result]) -> float | None:
     told = [(result.scalars["loss"], result.examples) for result in finished if "loss" in result.scalars]
     examples = sum(weight for _, weight in told)
     return sum(loss * weight for loss, weight in told) / examples if examples else None
+
+
+def _loss_text(loss: float | None) -> str:
+    return "no training loss" if loss is None else f"a training loss of {loss}"
 
 
 def _same(recorded: float | None, derived: float | None) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from testbed import manifest
 from testbed.errors import StoreError
+from testbed.run_record import INTERRUPTED
 from testbed.verification.checks import Check, Verification, counted, judged, unknown
 from testbed.verification.energy import check_energy
 from testbed.verification.origin import check_base, check_data, check_versions, opened_base
@@ -22,7 +23,10 @@ from testbed.verification.rounds import check_results, check_rounds
 from testbed.verification.state import check_export, check_state, newest_checkpoint
 
 if TYPE_CHECKING:
+    from testbed.run_record import Status
     from testbed.store import RunFolder
+
+STATUS = "status.json"
 
 
 def verify(folder: RunFolder, *, data: bool = True) -> Verification:
@@ -55,21 +59,27 @@ def _checks(folder: RunFolder, *, data: bool) -> Iterator[Check]:
 
 
 def check_files(folder: RunFolder) -> Check:
-    """The files are as they were when the run was sealed."""
-    sealed = folder.status.facts.get(manifest.SEALED)
-    path = folder.path / manifest.MANIFEST
-    if sealed is None:
+    """The files are as they were when the run was sealed; without a status nothing says that it was not."""
+    status, path = folder.status, folder.path / manifest.MANIFEST
+    sealed = status.facts.get(manifest.SEALED)
+    failures = [] if (folder.path / STATUS).is_file() else [f"{STATUS} is missing"]
+    if sealed is None and not failures and (not path.is_file() or _goes_on(status)):
         return unknown(
             "files",
             "it is not sealed: its controller was killed before the end, or it was run by a version that did not seal",
         )
     try:
-        if manifest.sha256_of(path) != sealed:
+        if sealed is not None and manifest.sha256_of(path) != sealed:
             return judged("files", "the manifest", [f"{manifest.MANIFEST} is not the one whose hash the status has"])
         found = manifest.differences(folder.path)
     except StoreError as error:
-        return judged("files", "the manifest", [str(error)])
-    failures = [f"{name} has changed" for name in found.changed]
+        return judged("files", "the manifest", [*failures, str(error)])
+    failures += [f"{name} has changed" for name in found.changed]
     failures += [f"{name} is missing" for name in found.missing]
     failures += [f"{name} was added" for name in found.additional]
     return judged("files", f"{counted(len(manifest.stored_manifest(folder.path)), 'file')} by SHA-256", failures)
+
+
+def _goes_on(status: Status) -> bool:
+    """Whether a manifest that lies there is of an earlier end: the run was gone on with, and killed since."""
+    return status.state == INTERRUPTED and manifest.SEALED in status.facts

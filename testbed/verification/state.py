@@ -50,21 +50,19 @@ def check_state(folder: RunFolder, newest: Newest) -> Check:
     """The final state's hash is that of the newest checkpoint, which is of the last round."""
     from testbed.model.combine import state_hash
 
-    status, notes = folder.status, []
+    status = folder.status
     if newest.state is None:
         why = newest.why or ""
         return judged("state", "the newest checkpoint", [why]) if newest.damaged else unknown("state", why)
-    if status.initial_state is not None:
-        notes.append(f"it began with the state {status.initial_state}")
     if status.final_state is None:
-        return unknown("state", f"the run is {status.state}: only a finished one has a final state", notes)
+        return unknown("state", f"the run is {status.state}: only a finished one has a final state")
     found = str(state_hash(newest.state.every_tensor, newest.state.scalars))
     failures = []
     if found != status.final_state:
         failures.append(f"the newest checkpoint has the hash {found}, the run ended with {status.final_state}")
     if (done := len(folder.rounds())) != newest.rounds:
         failures.append(f"the newest checkpoint is of {counted(newest.rounds, 'round')}, {done} are recorded")
-    return judged("state", f"{counted(len(newest.state.tensors), 'tensor')}, hash {found[:16]}…", failures, notes)
+    return judged("state", f"{counted(len(newest.state.tensors), 'tensor')}, hash {found[:16]}…", failures)
 
 
 def check_export(folder: RunFolder, newest: Newest, base: BaseModel | str) -> Check:
@@ -138,7 +136,7 @@ def _tensor_difference(stored: Path, made: Path) -> str | None:
         differing = [name for name in sorted(ours.keys()) if not _equal(ours.get_tensor(name), theirs.get_tensor(name))]
     if not differing:
         return None
-    return f"{counted(len(differing), 'tensor')} differ from the newest checkpoint, the first is {differing[0]}"
+    return f"not the newest checkpoint's in {counted(len(differing), 'tensor')}, the first is {differing[0]}"
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,14 @@ def look(packages: Path, page: Path) -> dict[str, Any]:
     return json.loads(_drive(packages, "look", page))
 
 
-def shoot(packages: Path, page: Path, folder: Path) -> list[Path]:
-    """Pictures of a page, wide and narrow, light and dark."""
-    return [Path(line) for line in _drive(packages, "shoot", page, folder).splitlines()]
+def shoot(packages: Path, page: Path, folder: Path, sections: Sequence[str] = ()) -> list[Path]:
+    """Pictures of a page, or of some of its sections, wide and narrow, light and dark."""
+    return [Path(line) for line in _drive(packages, "shoot", page, folder, sections=sections).splitlines()]
 
 
-def _drive(packages: Path, action: str, *paths: Path) -> str:
-    command = ["node", str(HERE / "drive.mjs"), action, str(browser()), *(str(path.absolute()) for path in paths)]
+def _drive(packages: Path, action: str, *paths: Path, sections: Sequence[str] = ()) -> str:
+    places = [str(path.absolute()) for path in paths]
+    command = ["node", str(HERE / "drive.mjs"), action, str(browser()), *places, *sections]
     done = subprocess.run(command, cwd=packages, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,7 +1,7 @@
 // Opens a page of the report in Chromium, headless, and says as JSON what is there; or takes pictures of it.
 //
 //   node drive.mjs look CHROMIUM PAGE
-//   node drive.mjs shoot CHROMIUM PAGE FOLDER
+//   node drive.mjs shoot CHROMIUM PAGE FOLDER [SECTION…]
 //
 // Run it where `npm ci` has put playwright-core and axe-core.
 
@@ -14,7 +14,7 @@ const require = createRequire(path.join(process.cwd(), "package.json"));
 const { chromium } = require("playwright-core");
 const AXE = require("axe-core").source;
 
-const [action, executablePath, page, folder] = process.argv.slice(2);
+const [action, executablePath, page, folder, ...sections] = process.argv.slice(2);
 const address = pathToFileURL(path.resolve(page)).href;
 const WIDTHS = { desktop: [1280, 900], phone: [380, 800] };
 const THEMES = ["light", "dark"];
@@ -184,9 +184,19 @@ async function shoot() {
   const name = path.basename(page, path.extname(page));
   for (const [kind, width, height] of [["desktop", 1280, 900], ["phone", 390, 844]]) {
     for (const colorScheme of THEMES) {
-      const context = await browser.newContext({ viewport: { width, height }, colorScheme, deviceScaleFactor: 2 });
+      const context = await browser.newContext({ viewport: { width, height }, colorScheme, deviceScaleFactor: sections.length ? 1 : 2 });
       const tab = await context.newPage();
       await tab.goto(address);
+      for (const section of sections) {
+        const picture = path.join(folder, `${name}-${section}-${kind}-${colorScheme}.png`);
+        const { y, height: tall } = await tab.locator(`#section-${section}`).boundingBox();
+        await tab.screenshot({ path: picture, fullPage: true, clip: { x: 0, y, width, height: tall } });
+        console.log(picture);
+      }
+      if (sections.length) {
+        await context.close();
+        continue;
+      }
       const whole = await tab.evaluate(() => document.documentElement.scrollHeight);
       for (let part = 0; part * PART < whole; part += 1) {
         const number = whole > PART ? `-${part + 1}` : "";

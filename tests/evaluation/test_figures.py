@@ -55,3 +55,9 @@ def test_two_items_have_a_mean_and_no_interval():
 def test_a_model_that_has_diverged_has_no_figure():
     found = figure(Scores([1.0, float("nan"), 2.0], kind=MEAN))
     assert (found.value, found.low, found.count) == (None, None, 3)
+
+
+def test_two_shares_are_never_further_apart_than_one():
+    found = difference(Scores([1.0, 1.0, 0.0]), Scores([0.0, 0.0, 1.0]))
+    assert (found.low, found.high) == (-1.0, 1.0)
+    assert difference(Scores([5.0, -3.0, 4.0], kind=MEAN), Scores([0.0] * 3, kind=MEAN)).high > 1

@@ -22,7 +22,16 @@ def test_a_curve_is_the_mean_over_seeds_with_the_interval_of_the_statistics(tmp_
     assert [(point.x, point.y, point.low, point.high) for point in series.points] == [
         (2, expected.mean, expected.low, expected.high)
     ]
-    assert figure(report, "accuracy-rounds").lines == (("majority class", 0.125), ("bag of words", pytest.approx(0.81)))
+
+
+def test_a_reference_far_from_the_curves_is_told_and_does_not_press_them_flat(tmp_path):
+    drawn = figure(report_of([run(tmp_path, accuracies=(0.11, 0.14))], title="Curve"), "accuracy-rounds")
+    assert drawn.lines == (("majority class", 0.125),)
+    assert drawn.notes[0] == "Above the figure: bag of words 0.810."
+    end = run(tmp_path / "high", accuracies=(0.7, 0.8))
+    drawn = figure(report_of([end], title="Curve"), "accuracy-rounds")
+    assert drawn.lines == (("bag of words", 0.81),)
+    assert drawn.notes[0] == "Below the figure: majority class 0.125."
 
 
 def test_x_is_the_mean_cost_and_only_rounds_that_all_runs_evaluated_are_drawn(tmp_path):

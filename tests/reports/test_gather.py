@@ -162,10 +162,14 @@ POINT = FrontierPoint(
 )  # fmt: skip
 
 
-def test_a_frontier_beside_the_runs_is_shown_for_the_methods_of_the_report(tmp_path):
-    record = Frontier("lora-1", "2026-01-01", "lora", {}, "quickstart", "causal_lm", {}, "lab.yaml", {}, (POINT,))
-    frontier.save(record, tmp_path)
-    frontier.save(replace(record, id="other-1", method="fedprox"), tmp_path)
+WORK = {"task": "sequence_classification", "batch_size": 4, "accelerator": "cuda"}  # of it the point varies the batch
+FRONTIER = Frontier(
+    "lora-1", "2026-01-01", "lora", {"rank": 8}, "quickstart", "sequence_classification", WORK, "lab.yaml", {}, (POINT,)
+)
+
+
+def test_a_frontier_of_what_was_run_is_shown(tmp_path):
+    frontier.save(FRONTIER, tmp_path)
     report = report_of([run(tmp_path)], title="Frontier")
     (found,) = rows(table(report, "frontier"))
     assert (found["predicted"], found["confirmed"], found["refuted"], found["jobs"]) == (26, 34, 35, 3)
@@ -173,6 +177,32 @@ def test_a_frontier_beside_the_runs_is_shown_for_the_methods_of_the_report(tmp_p
     measured, predicted = figure(report, "frontier-batch-size").series
     assert [(point.x, point.y, point.high) for point in measured.points] == [("orin-1", 34, 35)]
     assert (predicted.predicts, predicted.points[0].y) == ("lora", 26)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"method": "fedprox"},
+        {"settings": {"rank": 4}},
+        {"model": "another"},
+        {"task": "causal_lm"},
+        {"work": {**WORK, "length": 16}},
+        {"points": (replace(POINT, budget_bytes=500 << 20),)},
+        {"points": (replace(POINT, device="pi-9"),)},
+        {"points": (replace(POINT, axis="length"),)},  # with a batch that the runs did not have
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_a_frontier_of_anything_else_is_not(tmp_path, other):
+    frontier.save(replace(FRONTIER, **other), tmp_path)
+    assert "frontier" not in [section.key for section in report_of([run(tmp_path)], title="None").sections]
+
+
+def test_a_frontier_that_nobody_tried_has_no_table_of_trials(tmp_path):
+    frontier.save(replace(FRONTIER, points=(replace(POINT, trials=()),)), tmp_path)
+    report = report_of([run(tmp_path)], title="Predicted")
+    assert exhibit(report, "frontier") is not None
+    assert exhibit(report, "frontier-trials") is None
 
 
 def test_without_a_frontier_there_is_no_section_of_it(tmp_path):

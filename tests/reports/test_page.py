@@ -6,15 +6,16 @@ import base64
 import hashlib
 import itertools
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from testbed.reports.exhibits import Report, Section, Table, name_column
+from testbed.reports.exhibits import Point, Report, Section, Series, Table, name_column
 from testbed.reports.page import page_of
 from testbed.reports.palette import DARK, LIGHT, pen, pens_of
-from testbed.reports.plot import NARROW, PAPER, WIDE, Sheet, image_of
+from testbed.reports.plot import NARROW, PAPER, WIDE, Sheet, _drawn, image_of
 from testbed.statistics import Estimate
 from tests.reports.sample import EVIL, METHODS, bars, curves, peaks, report, spans, table
 
@@ -166,6 +167,37 @@ def test_what_was_not_measured_is_not_drawn():
     texts = image_of(curves(), {}, "svg").decode()
     assert ">gap<" in texts
     assert ">empty<" not in texts
+
+
+@pytest.mark.parametrize("values", [(0.3,), (0.3, 0.4)], ids=["one round", "two rounds"])
+def test_methods_with_the_same_values_are_both_seen(values):
+    """Lone marks lie beside each other; of two curves that coincide the lower one is the wider."""
+    points = tuple(Point(at, value) for at, value in enumerate(values, 1))
+    same = replace(curves(0), series=(Series("one", points), Series("other", points)), lines=())
+    for axis in (same.x, replace(same.x, start_at_zero=True)):
+        first, second = lines_of(replace(same, x=axis))
+        if len(values) == 1:
+            assert second["x"][0] - first["x"][0] == pytest.approx(6.0)  # points: wider than a mark
+        else:
+            assert first["x"] == pytest.approx(second["x"])
+            assert first["width"] > second["width"] + 2
+        assert max(second["x"]) < second["right"] - 4  # the last mark is whole
+
+
+def lines_of(figure):
+    """Where the curves of a figure lie across, in points, and how wide they are."""
+    drawing = _drawn(figure, {}, PAPER)
+    drawing.draw_without_rendering()
+    (axes,) = drawing.axes
+    scale = 72 / drawing.dpi
+    return [
+        {
+            "x": [line.get_transform().transform(pair)[0] * scale for pair in line.get_xydata()],
+            "right": axes.bbox.x1 * scale,
+            "width": line.get_linewidth(),
+        }
+        for line in axes.lines
+    ]
 
 
 def test_budgets_and_predictions_are_in_the_legend_and_waiting_is_hatched():

@@ -6,10 +6,11 @@ import csv
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
-from testbed.errors import StoreError
+from testbed.errors import StoreError, UsageError
 from testbed.reports.exhibits import Figure
 from testbed.reports.page import page_of
 from testbed.reports.paper import write_paper
@@ -39,10 +40,16 @@ def test_every_exhibit_is_there_in_every_form_and_listed(folder):
     assert listed == wanted - {"index.md"}
 
 
+def test_a_folder_in_which_others_keep_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "index.md").write_text("keep\n")
+    with pytest.raises(UsageError, match="is not empty, and no `--paper` has written it; name another folder"):
+        write_paper(report(), tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("index.md", "keep\n")]
+
+
 def test_foreign_files_stay_and_the_same_report_gives_the_same_bytes(tmp_path):
-    tmp_path.joinpath("figures").mkdir()
-    tmp_path.joinpath("figures", "mine.tex").write_text("mine")
     first = {path: path.read_bytes() for path in write_paper(report(), tmp_path)}
+    tmp_path.joinpath("figures", "mine.tex").write_text("mine")
     assert {path: path.read_bytes() for path in write_paper(report(), tmp_path)} == first
     assert tmp_path.joinpath("figures", "mine.tex").read_text() == "mine"
     assert not list(tmp_path.rglob("*.partial"))
@@ -50,12 +57,13 @@ def test_foreign_files_stay_and_the_same_report_gives_the_same_bytes(tmp_path):
 
 def test_a_place_that_takes_nothing_is_told(tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(StoreError, match="expected a folder"):
+    with pytest.raises(UsageError, match="expected a folder"):
         write_paper(report(), tmp_path / "taken")
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "tables").write_text("")
+    empty = replace(report(), sections=())
+    write_paper(empty, tmp_path / "paper")
+    (tmp_path / "paper" / "tables").write_text("")
     with pytest.raises(StoreError, match=r"tables/runs.tex: cannot be written .*; name another place"):
-        write_paper(report(), tmp_path)
+        write_paper(report(), tmp_path / "paper")
 
 
 # ── the same numbers ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -101,11 +101,12 @@ def test_a_page_that_is_there_is_replaced(lab, capsys):
         (("-o", "it"), "-o it: the page is HTML; name it so: -o it.html"),
         (("-o", "mine.yaml/it.html"), "mine.yaml is a file, not a folder; name another place"),
         (("--paper", "mine.yaml"), "--paper mine.yaml: expected a folder, there is a file; name another place"),
+        (("--paper", "."), "--paper .: is not empty, and no `--paper` has written it; name another folder"),
         (("-o", "it.html", "--csv"), "-o and --paper write files, --csv and --json print: choose one kind"),
         (("--csv", "--json"), "--csv and --json: choose one of them"),
         (("--reference", "lora"), "--reference tells what others are compared with: name an experiment, or add -o"),
         (("mine.yaml", "--csv", "--reference", "lora"), "--reference tells what others are compared with"),
-        (("other.yaml",), "other.yaml: there is no such experiment file; those that come along are "),
+        (("other.yaml",), "other.yaml: there is no such experiment file; "),
         (("lora", "mine.yaml"), "mine.yaml is an experiment, which stands for all of its runs: name it alone"),
     ],
 )
