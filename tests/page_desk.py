@@ -92,6 +92,7 @@ class PageDesk(Desk):
             typed += ["--data", str(self._tiny / "data.jsonl"), "--data-set", "text=body", "--data-set", "label=kind"]
         if words[0] == "frontier":
             typed += ["--model", str(self._tiny / "model"), "--only", "raspberry-pi-4"]
+            typed += [] if "--length" in words else ["--length", "32"]  # as much as that model takes
         if words[0] == "meter":
             typed += ["--seconds", "1"]
         return typed

@@ -27,6 +27,7 @@ NOT_HERE = {
     "lab up": "the tests share one lab, which was brought up by this command (tests.lab_runs.open_study)",
     "power": "needs a plug that switches: tests/test_meter_commands.py",
     "report claim.yaml": "needs the runs of an experiment that is only planned here: tests/reports",
+    "report quickstart": "needs forty minutes of runs: tests/reports",
     "run-method mymethod": "the method is the reader's own",
 }
 #: Commands that ask boards, whatever their options are.
