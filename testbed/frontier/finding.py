@@ -109,7 +109,8 @@ def _check_length(prepared: Prepared, axes: Sequence[str]) -> None:
     """Raise UsageError for a length at which the model has no positions, where it is not what varies."""
     most = None if prepared.work.task == IMAGE_CLASSIFICATION else longest_text(prepared.base.shape, prepared.work)
     if most is not None and prepared.work.length > most and set(axes) != {LENGTH}:
-        raise UsageError(f"--length {prepared.work.length}: this model takes up to {most} tokens; give it so many or fewer")
+        asked = prepared.work.length
+        raise UsageError(f"--length {asked}: this model takes up to {most} tokens; give it so many or fewer")
 
 
 def _ground(prepared: Prepared, device: Device) -> Ground:
