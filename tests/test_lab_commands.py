@@ -76,7 +76,8 @@ def test_a_run_under_way_is_seen_has_the_boards_for_itself_and_can_be_stopped(st
 def test_what_a_trainer_writes_is_shown_and_followed(study, undisturbed):
     log = f"{FOLDER}/runs/{undisturbed.name}/spool/trainer.log"
     words = ("logs", PI5, "--run", undisturbed.name, "--runs", undisturbed.parent)
-    console(study.lab.host(PI5), f"echo the first line >>{log}")
+    # What the run left there may have been cleared up, as the pages of the documentation do.
+    console(study.lab.host(PI5), f"mkdir -p {log.rpartition('/')[0]} && echo the first line >>{log}")
     assert study.desk.testbed(*words).out.endswith("the first line\n")
     with study.desk.started(*words, "--follow") as process:
         for line in process.stdout:
