@@ -10,7 +10,6 @@ from testbed.evaluation.subject import of_run
 from tests.evaluation.conftest import CHOICES
 from tests.evaluation.made_runs import make_run, write_rows
 
-pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness' own and those of its libraries
 
 CHOICE_TASK = """\
