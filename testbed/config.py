@@ -19,7 +19,17 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from testbed.byte_text import EXPECTED, PATTERN, format_bytes, parse_bytes
 from testbed.errors import ConfigError, UsageError
-from testbed.inventory import DEVICE_FOLDER, Access, Budget, Device, HardwareProfile, Inventory, MeterChoice, PowerRail
+from testbed.inventory import (
+    DEVICE_FOLDER,
+    Access,
+    Budget,
+    Device,
+    HardwareProfile,
+    ImageSettings,
+    Inventory,
+    MeterChoice,
+    PowerRail,
+)
 from testbed.meters import POINTS, check, make
 from testbed.package_data import data_folder
 from testbed.plugins import device_kinds
@@ -30,10 +40,13 @@ __all__ = [
     "default_inventory",
     "format_bytes",
     "json_schema",
+    "load_image_settings",
     "load_inventory",
+    "load_named_profile",
     "load_profile",
     "parse_bytes",
     "profile_schema",
+    "profiles",
     "published",
 ]
 
@@ -86,6 +99,49 @@ class BudgetEntry(FileModel):
     )
     cores: float | None = Field(
         default=None, gt=0, title="a number of cores above 0", description="CPU quota; without it, none."
+    )
+
+
+class ImageEntry(FileModel):
+    """What `testbed image render` puts into the files of a board (see testbed.inventory.ImageSettings)."""
+
+    name: Name | None = Field(
+        default=None,
+        title="the name of an image such as raspberry_pi_os_trixie",
+        description="Of device_images/catalogue.yaml; without it the first one for the profile.",
+    )
+    authorized_keys: list[str] | None = Field(
+        default=None,
+        title="a list of files of public keys such as ~/.ssh/id_ed25519.pub",
+        description="Who may log in; relative to this file. Without it the keys that ssh would log in with.",
+    )
+    address: Annotated[str, Field(pattern=r"^[0-9.]+/[0-9]+$")] | None = Field(
+        default=None,
+        title='an address with the length of its network such as "192.0.2.11/24"',
+        description="Of its wired network; without it, by DHCP.",
+    )
+    gateway: Annotated[str, Field(pattern=r"^[0-9.]+$")] | None = Field(
+        default=None, title="an address such as 192.0.2.1", description="The way out of that network."
+    )
+    name_servers: list[str] | None = Field(
+        default=None, title="a list of addresses", description="Who is asked for names."
+    )
+    time_servers: list[str] | None = Field(
+        default=None, title="a list of hosts", description="Whom chrony asks; without it the system's own servers."
+    )
+    interface: Name | None = Field(
+        default=None, title="the name of an interface such as eth0", description="Without it, every wired one."
+    )
+    timezone: Annotated[str, Field(pattern=r"^[A-Za-z0-9+_-]+(/[A-Za-z0-9+_-]+)*$")] | None = Field(
+        default=None, title="a time zone such as Europe/Berlin", description="Without it, Etc/UTC."
+    )
+    wifi: Annotated[str, Field(min_length=1, max_length=32)] | None = Field(
+        default=None,
+        title="the name of a wireless network",
+        description="Its password is given when the image is rendered, and stored nowhere.",
+    )
+    country: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] | None = Field(
+        default=None, title='two letters such as "DE"', description="Which radio rules hold."
     )
 
 
@@ -161,6 +217,11 @@ class DeviceEntry(FileModel):
         title="the name of a meter such as ina3221, a mapping from names to settings, or none",
         description="What reads its power: files of testbed/meters; the first one's energy is the device's. Without it "
         "the sensors of a Jetson or Raspberry Pi, where its profile names them; `none`: no meter.",
+    )
+    image: ImageEntry | None = Field(
+        default=None,
+        title="a mapping such as {address: 192.0.2.11/24}",
+        description="What `testbed image render` puts into the files of its card.",
     )
 
 
@@ -240,6 +301,12 @@ def load_inventory(path: Path) -> Inventory:
     return Inventory(tuple(devices), source=str(path))
 
 
+def load_image_settings(path: Path) -> dict[str, ImageSettings]:
+    """What an inventory says about its devices' images, by device; raises ConfigError."""
+    file = read_file(path, InventoryFile, "an inventory")
+    return {name: _image_settings(path, _merged(entry, file.defaults).image) for name, entry in file.devices.items()}
+
+
 def load_profile(path: Path) -> HardwareProfile:
     """Read one hardware profile; its name is the file's.  Raises ConfigError."""
     file = read_file(path, ProfileFile, "a hardware profile")
@@ -252,6 +319,16 @@ def load_profile(path: Path) -> HardwareProfile:
     )
     _check_profile(path, profile)
     return profile
+
+
+def profiles(inventory: Path) -> tuple[str, ...]:
+    """The names of the profiles that an inventory may use: the catalogue's, and those beside it."""
+    return tuple(_profile_files(inventory))
+
+
+def load_named_profile(inventory: Path, name: str) -> HardwareProfile:
+    """One of `profiles`; raises ConfigError."""
+    return load_profile(_profile_files(inventory)[name])
 
 
 def json_schema() -> dict[str, Any]:
@@ -357,6 +434,12 @@ def _access(path: Path, name: str, entry: DeviceEntry) -> Access | None:
     )
 
 
+def _image_settings(path: Path, entry: ImageEntry | None) -> ImageSettings:
+    stated = {key: _hashable(value) for key, value in (entry or ImageEntry()) if value is not None}
+    files = tuple(str((path.parent / Path(file).expanduser()).absolute()) for file in stated.pop("authorized_keys", ()))
+    return ImageSettings(authorized_keys=files, **stated)
+
+
 def _check_via(path: Path, device: Device, devices: Sequence[Device]) -> None:
     via = device.access.via if device.access is not None else None
     others = [other.name for other in devices if other.access is not None and other.name != device.name]
@@ -383,7 +466,8 @@ def _check_way(path: Path, device: Device, through: Device) -> None:
 
 def _merged(own: DeviceEntry, defaults: DeviceEntry) -> DeviceEntry:
     budget = _laid_over(defaults.budget or BudgetEntry(), own.budget or BudgetEntry())
-    return _laid_over(defaults, own).model_copy(update={"budget": budget})
+    image = _laid_over(defaults.image or ImageEntry(), own.image or ImageEntry())
+    return _laid_over(defaults, own).model_copy(update={"budget": budget, "image": image})
 
 
 def _laid_over(below: Entry, above: Entry) -> Entry:

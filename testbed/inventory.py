@@ -103,6 +103,28 @@ class Device:
 
 
 @dataclass(frozen=True)
+class ImageSettings:
+    """What a board's image is told that no run needs to know; keys, host and user are known from its access.
+
+    authorized_keys  files of public keys that may log in; (): those that ssh would log in with
+    address          of its wired network, "192.0.2.11/24"; None: by DHCP
+    wifi             the network's name; its password is given when the image is rendered, and is stored nowhere
+    country          two letters; radio rules depend on it
+    """
+
+    name: str | None = None  # of device_images/catalogue.yaml; None: the first one for the board's profile
+    authorized_keys: tuple[str, ...] = ()
+    address: str | None = None
+    gateway: str | None = None
+    name_servers: tuple[str, ...] = ()
+    time_servers: tuple[str, ...] = ()
+    interface: str | None = None  # None: every wired one
+    timezone: str = "Etc/UTC"
+    wifi: str | None = None
+    country: str | None = None
+
+
+@dataclass(frozen=True)
 class Inventory:
     """The devices, in the order of the file; names are unique."""
 

@@ -1,0 +1,25 @@
+#!/bin/sh
+# Copy the files of this folder onto the boot partition of a card that is mounted here: ./apply.sh /media/…/bootfs
+# Run again, it changes nothing.
+set -eu
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+target=${1:?"usage: ./apply.sh BOOT-PARTITION (where the card's FAT partition is mounted)"}
+line=$target/cmdline.txt
+if [ ! -f "$line" ] || [ ! -f "$target/config.txt" ]; then
+    echo "$target is no boot partition of a Raspberry Pi: it has no cmdline.txt and config.txt; name the folder where" \
+        "the card's FAT partition is mounted" >&2
+    exit 1
+fi
+for name in user-data meta-data network-config; do
+    cp -- "$here/bootfs/$name" "$target/$name"
+done
+# The kernel reads one line, whatever else stands in the file.
+read -r words <"$line" || [ -n "$words" ]
+read -r added <"$here/bootfs/cmdline.append"
+for word in $added; do
+    case " $words " in *" $word "*) ;; *) words="$words $word" ;; esac
+done
+printf '%s\n' "$words" >"$line.new"
+mv -- "$line.new" "$line"
+sync
+echo "done: $target has the files of this board; unmount it, and boot the board with the card"

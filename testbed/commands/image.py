@@ -1,0 +1,134 @@
+"""`testbed image`: from a blank card to a board that `testbed provision` finds ready."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from testbed.commands._options import json_option
+from testbed.errors import UsageError
+
+if TYPE_CHECKING:
+    from testbed.device_images.board import Board
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.group("image")
+def command() -> None:
+    """Make a board from a blank card: render an image's files for that very board, check them, bake a whole image."""
+
+
+@command.command("list")
+def list_images() -> None:
+    """Show the images there are, and which boards they are for."""
+    from testbed.commands._table import show, table
+    from testbed.device_images import catalogue
+
+    rows = [
+        (name, image.system, ", ".join(image.profiles), ", ".join(image.media), image.tried_on)
+        for name, image in catalogue.images().items()
+    ]
+    show(table(("image", "system", "profiles", "media", "tried on"), rows))
+
+
+@command.command("render")
+@click.argument("board", metavar="DEVICE|PROFILE")
+@click.option("-o", "--output", metavar="DIR", type=_FILE, required=True, help="Where the files go; made if need be.")
+@click.option("--inventory", metavar="FILE", type=_FILE, help="The inventory that DEVICE is in.")
+@click.option("--image", "image_name", metavar="NAME", help="An image of the catalogue [default: the board's first].")
+@click.option(
+    "--authorized-key", "authorized_keys", metavar="FILE", type=_FILE, multiple=True,
+    help="A file of public keys that may log in; may be repeated [default: the inventory's, else those of ssh].",
+)  # fmt: skip
+@click.option(
+    "--wifi-password-file", metavar="FILE", type=_FILE, help="The password of the inventory's wireless network."
+)
+def render(
+    board: str, output: Path, inventory: Path | None, image_name: str | None, authorized_keys: tuple[Path, ...],
+    wifi_password_file: Path | None,
+) -> None:  # fmt: skip
+    """Write the ready-to-copy files for a DEVICE of the inventory, or for any board of a PROFILE.
+
+    Host name, user, keys and network are the inventory's.  The files hold the board's SSH host key, and a wireless
+    password where there is one: they are yours alone, and stand nowhere else.
+    """
+    from testbed.device_images.render import KNOWN_HOSTS, write
+    from testbed.device_images.render import render as rendered
+
+    password = None if wifi_password_file is None else _password(wifi_password_file)
+    made = _board(board, inventory, image_name, authorized_keys, password, output)
+    files = rendered(made)
+    write(files, output)
+    for file in files:
+        click.echo(f"{output / file.path}{' (secret)' if file.secret else ''}")
+    click.echo(f"\n{made.host_name}: {made.image} for {made.profile.title}")
+    click.echo(f"what to do with them:  {output / 'README.txt'}")
+    click.echo(f"so that it is known:   cat {output / KNOWN_HOSTS} >> ~/.ssh/known_hosts")
+
+
+def _board(
+    name: str, inventory: Path | None, image: str | None, keys: tuple[Path, ...], password: str | None, output: Path
+) -> Board:
+    """A device of the inventory where one is named or has that name, else any board of that profile."""
+    from dataclasses import replace
+
+    from testbed.config import default_inventory, load_image_settings, load_inventory, load_named_profile, profiles
+    from testbed.device_images.board import board_of, board_of_profile
+    from testbed.device_images.render import host_key_in
+    from testbed.spelling import did_you_mean
+
+    path = inventory or default_inventory()
+    devices = {device.name: device for device in load_inventory(path)}
+    if name in devices:
+        settings = load_image_settings(path)[name]
+        settings = settings if image is None else replace(settings, name=image)
+        key = host_key_in(output)
+        return board_of(devices[name], settings, key, authorized_keys=keys, wifi_password=password)
+    if name not in profiles(path):
+        known = [*devices, *profiles(path)]
+        raise UsageError(f"{path} has no device {name!r}, and there is no such profile; {did_you_mean(name, known)}")
+    if password is not None:
+        raise UsageError("a wireless network is the inventory's (`image: {wifi: …}`): name a device, not a profile")
+    profile = load_named_profile(path, name)
+    return board_of_profile(profile, host_key_in(output), image=image, authorized_keys=keys)
+
+
+def _password(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8").strip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UsageError(f"--wifi-password-file: {file} cannot be read: {reason}") from None
+    if not 8 <= len(text) <= 63:
+        raise UsageError(f"--wifi-password-file: a password of WPA has 8 to 63 characters, {file} has {len(text)}")
+    return text
+
+
+@command.command("check")
+@click.argument("folder", metavar="DIR", type=_FILE)
+@click.option("--strict", is_flag=True, help="A file that no tool could look at is wrong too.")
+@json_option
+def check(folder: Path, strict: bool, as_json: bool) -> int:
+    """Look whether the rendered files in DIR are as they were rendered, private, and right as their own tools see them.
+
+    Exits with 1 when one is not.
+    """
+    import json
+    from dataclasses import asdict
+
+    from testbed.commands._table import show, table
+    from testbed.device_images.check import UNSEEN, WRONG
+    from testbed.device_images.check import check as looked
+
+    findings = looked(folder)
+    bad = [each for each in findings if each.verdict == WRONG or (strict and each.verdict == UNSEEN)]
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in findings], indent=2, ensure_ascii=False))
+    else:
+        rows = [(each.file, each.looked_at, each.verdict, each.text) for each in findings]
+        show(table(("file", "looked at", "verdict", ""), rows))
+        click.echo(f"{len(findings)} looks, {len(bad)} wrong")
+    return 1 if bad else 0

@@ -1,0 +1,138 @@
+"""What a recipe is told about one board: from the inventory, and the secrets that are given when it is rendered."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from testbed.device_images import catalogue
+from testbed.errors import UsageError
+
+if TYPE_CHECKING:
+    from testbed.device_images.host_key import HostKey
+    from testbed.inventory import Device, HardwareProfile, ImageSettings
+
+DEFAULT_USER = "testbed"
+_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+_PUBLIC_KEY = re.compile(r"(ssh-|ecdsa-|sk-)\S+ [A-Za-z0-9+/]+=*( .*)?")
+
+
+@dataclass(frozen=True)
+class Board:
+    """One board, as templates see it (`board.…`)."""
+
+    image: str  # of the catalogue
+    host_name: str
+    user: str
+    profile: HardwareProfile
+    settings: ImageSettings
+    authorized_keys: tuple[str, ...]  # lines "ssh-ed25519 AAAA… comment"
+    host_key: HostKey
+    power_mode: str | None = None
+    wifi_password: str | None = field(default=None, repr=False)
+    known_as: tuple[str, ...] = ()  # names that ssh may know it by, for known_hosts
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def _check(self) -> None:
+        if not _HOST_NAME.fullmatch(self.host_name):
+            raise UsageError(f"{self.host_name!r} is no host name: letters a to z, digits and hyphens, 63 at most")
+        if not _USER_NAME.fullmatch(self.user) or self.user == "root":
+            raise UsageError(f"{self.user!r} cannot be the login user: a name such as {DEFAULT_USER}, not root")
+        if not self.authorized_keys:
+            raise UsageError(
+                f"nobody could log in at {self.host_name}: give a public key by `--authorized-key FILE`, or by "
+                "`image: {authorized_keys: [FILE]}` in the inventory (`ssh-keygen -t ed25519` makes a key)"
+            )
+        for line in self.authorized_keys:
+            if not _PUBLIC_KEY.fullmatch(line):
+                raise UsageError(f"expected a public key such as ssh-ed25519 AAAA…, got {line[:20]!r}")
+        if (self.settings.wifi is None) != (self.wifi_password is None):
+            lacks = "wifi (the network's name) in the inventory" if self.wifi_password else "--wifi-password-file"
+            raise UsageError(f"{self.host_name}: a wireless network needs a name and a password; there is no {lacks}")
+        if self.settings.wifi is not None and self.settings.country is None:
+            raise UsageError(f'{self.host_name}: a wireless network needs `country` in the inventory, such as "DE"')
+        _check_network(self.host_name, self.settings)
+
+
+def board_of(
+    device: Device,
+    settings: ImageSettings,
+    host_key: HostKey,
+    *,
+    authorized_keys: Iterable[Path] = (),
+    wifi_password: str | None = None,
+) -> Board:
+    """A device of the inventory; raises UsageError with what is lacking."""
+    if device.kind == "emulated":
+        raise UsageError(f"{device.name} is an emulated device: it has no card that an image could be written to")
+    files = tuple(authorized_keys) or tuple(map(Path, settings.authorized_keys))
+    host = device.access.host if device.access is not None else device.name
+    address = settings.address.partition("/")[0] if settings.address else None
+    return Board(
+        image=catalogue.choose(device.profile.name, settings.name),
+        host_name=device.name.lower().replace("_", "-").replace(".", "-"),
+        user=(device.access.user if device.access is not None else None) or DEFAULT_USER,
+        profile=device.profile,
+        settings=settings,
+        authorized_keys=keys_of(files) if files else _keys_of_ssh(device),
+        host_key=host_key,
+        power_mode=device.power_mode,
+        wifi_password=wifi_password,
+        known_as=tuple(dict.fromkeys(name for name in (host, address) if name)),
+    )
+
+
+def board_of_profile(
+    profile: HardwareProfile, host_key: HostKey, *, image: str | None = None, authorized_keys: Iterable[Path]
+) -> Board:
+    """Any board of a profile; its host name is the profile's."""
+    from testbed.inventory import ImageSettings
+
+    name = profile.name.replace("_", "-")
+    keys = keys_of(authorized_keys)
+    chosen = catalogue.choose(profile.name, image)
+    return Board(chosen, name, DEFAULT_USER, profile, ImageSettings(), keys, host_key, known_as=(name,))
+
+
+def keys_of(files: Iterable[Path]) -> tuple[str, ...]:
+    """The public keys in some files; raises UsageError, above all for a private one."""
+    lines: list[str] = []
+    for file in files:
+        try:
+            text = file.expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise UsageError(f"{file}: expected a public key, and it cannot be read: {reason}") from None
+        if "PRIVATE KEY" in text:
+            raise UsageError(f"{file} is a private key; give its public half ({file}.pub)")
+        lines += [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
+    return tuple(dict.fromkeys(lines))
+
+
+def _keys_of_ssh(device: Device) -> tuple[str, ...]:
+    """The public halves of the keys that ssh would log in with."""
+    from testbed.ssh.config import resolve
+
+    if device.access is None:
+        return ()
+    files = [path.with_name(f"{path.name}.pub") for path in resolve(device.access).identity_files]
+    return keys_of(file for file in files if file.is_file())
+
+
+def _check_network(name: str, settings: ImageSettings) -> None:
+    try:
+        network = ipaddress.IPv4Interface(settings.address).network if settings.address else None
+        gateway = ipaddress.IPv4Address(settings.gateway) if settings.gateway else None
+        for server in settings.name_servers:
+            ipaddress.ip_address(server)
+    except ValueError as error:
+        raise UsageError(f"{name}: image: {error}") from None
+    if gateway is not None and (network is None or gateway not in network):
+        raise UsageError(f"{name}: image.gateway: {gateway} is not in the network of image.address ({network})")

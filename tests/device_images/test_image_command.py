@@ -1,0 +1,130 @@
+"""`testbed image` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+
+from testbed.cli import main
+from testbed.device_images.render import render, write
+from tests.device_images.boards import GOLDEN, KEYS, PUBLIC_KEY
+
+INVENTORY = """\
+defaults: {kind: raspberry_pi, profile: raspberry_pi_5_8gb, user: ada, budget: {memory: "1 GiB"}}
+devices:
+  pi-1: {image: {authorized_keys: [login.pub], address: 192.0.2.11/24, gateway: 192.0.2.1}}
+  pi-2: {image: {authorized_keys: [login.pub], wifi: lab, country: DE}}
+  far: {image: {authorized_keys: [login.pub], address: 192.0.2.11/24, gateway: 198.51.100.1}}
+  pc: {kind: emulated}
+"""
+
+
+@pytest.fixture
+def lab(tmp_path):
+    shutil.copy(PUBLIC_KEY, tmp_path / "login.pub")
+    shutil.copy(KEYS / "of_no_board", tmp_path / "private")
+    (tmp_path / "lab.yaml").write_text(INVENTORY)
+    return tmp_path
+
+
+@pytest.fixture
+def image(lab, capsys):
+    """Types `testbed image …`, and gives the exit code and what was said on both streams."""
+
+    def typed(*words):
+        inventory = ["--inventory", str(lab / "lab.yaml")] if words[0] == "render" else []
+        code = main(["image", *(str(word) for word in words), *inventory])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return typed
+
+
+def test_every_image_is_listed(image):
+    assert "raspberry_pi_os_trixie" in image("list")[1]
+
+
+def test_a_device_is_rendered_from_its_inventory_and_checked(image, lab):
+    code, said = image("render", "pi-1", "-o", lab / "card")
+    assert code == 0, said
+    assert "bootfs/user-data (secret)" in said
+    assert "192.0.2.11/24" in (lab / "card/bootfs/network-config").read_text()
+    assert image("check", lab / "card")[0] == 0
+
+
+def test_any_board_of_a_profile_is_rendered(image, lab):
+    words = ("raspberry_pi_4b_4gb", "-o", lab / "card", "--authorized-key", lab / "login.pub")
+    assert image("render", *words)[0] == 0
+    assert json.loads((lab / "card/manifest.json").read_text())["device"] == "raspberry-pi-4b-4gb"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pi-1", "--authorized-key", "{lab}/private"], "is a private key; give its public half"),
+        (["pi-1", "--authorized-key", "{lab}/none.pub"], "cannot be read"),
+        (["pi-1", "--image", "raspbian"], "there is no image 'raspbian'"),
+        (["pi-1", "--image", "debian_trixie"], "is not for raspberry_pi_5_8gb"),
+        (["pi-3"], "has no device 'pi-3'"),
+        (["pc"], "is an emulated device"),
+        (["pi-2"], "needs a name and a password"),
+        (["far"], "198.51.100.1 is not in the network"),
+        (["raspberry_pi_4b_4gb"], "nobody could log in"),
+        (["jetson_orin_nano_8gb", "--authorized-key", "{lab}/login.pub"], "there is no image for the profile"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_message_and_nothing_is_written(image, lab, words, message):
+    code, said = image("render", *(word.format(lab=lab) for word in words), "-o", lab / "card")
+    assert code != 0
+    assert message in said
+    assert not (lab / "card").exists()
+
+
+def test_what_is_no_password_of_wpa_is_refused(image, lab):
+    (lab / "short").write_text("1234567")
+    code, said = image("render", "pi-2", "-o", lab / "card", "--wifi-password-file", lab / "short")
+    assert code != 0
+    assert "8 to 63 characters" in said
+
+
+def test_what_was_changed_or_opened_afterwards_is_wrong(image, lab):
+    write(render(GOLDEN["raspberry_pi_os_trixie_by_wifi"]()), lab / "card")
+    (lab / "card/apply.sh").write_text("#!/bin/sh\nrm $1\n")
+    (lab / "card/bootfs/network-config").unlink()
+    (lab / "card/ssh_host_ed25519_key").chmod(0o644)
+    (lab / "card").chmod(0o755)
+    code, said = image("check", lab / "card", "--json")
+    wrong = {(each["file"], each["looked_at"]) for each in json.loads(said) if each["verdict"] == "wrong"}
+    assert code == 1
+    assert wrong >= {
+        ("apply.sh", "as rendered"), ("bootfs/network-config", "as rendered"), (".", "privacy"),
+        ("ssh_host_ed25519_key", "privacy"),
+    }  # fmt: skip
+
+
+def test_a_folder_that_was_not_rendered_is_refused(image, lab):
+    assert "was not made by" in image("check", lab)[1]
+
+
+def test_a_tool_that_is_not_installed_is_told(image, lab, monkeypatch):
+    write(render(GOLDEN["raspberry_pi_os_trixie_by_wifi"]()), lab / "card")
+    monkeypatch.setenv("PATH", str(lab))
+    code, said = image("check", lab / "card")
+    assert code == 0
+    assert "shellcheck is not installed" in " ".join(said.split())
+    assert image("check", lab / "card", "--strict")[0] == 1
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_what_is_rendered_is_right_as_its_own_tools_see_it(name, image, lab):
+    """By cloud-init and shellcheck; where they are lacking there is nothing to see, and in CI that is a failure."""
+    lacking = [tool for tool in ("cloud-init", "shellcheck") if shutil.which(tool) is None]
+    if lacking:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{', '.join(lacking)} not installed")
+    write(render(GOLDEN[name]()), lab / "card")
+    code, said = image("check", lab / "card", "--strict")
+    assert code == 0, said
+    assert "cloud-init schema" in said
