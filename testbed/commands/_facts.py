@@ -36,6 +36,7 @@ def lines_of(device: Device, sheet: FactSheet | None) -> list[str]:
     rows = {**_board(sheet), **_settings(sheet), **_environment(sheet)}
     lines = [f"{device.name}: {sheet.get('status', DASH)}, {age} ago"]
     lines += [f"  {name:<15}{text}" for name, text in rows.items()]
+    lines += [f"  attestation    {text}" for text in _attestation(sheet.get("attestation"))]
     lines += [f"  problem        {text}" for text in sheet.get("problems", ())]
     lines += [f"  note           {text}" for text in sheet.get("notes", ())]
     return lines
@@ -63,6 +64,20 @@ def _settings(sheet: FactSheet) -> dict[str, str]:
         "clock": _clock(clock),
         "power rails": _joined(*sheet["meters"]["rails"]),
     }
+
+
+def _attestation(told: Mapping[str, Any] | None) -> list[str]:
+    """The board's image, how much of what it promises holds, what does not, and what was changed by hand since."""
+    if told is None:
+        return []
+    assertions = told["assertions"]
+    lines = [f"{told['image']}: {sum(each['holds'] is True for each in assertions)} of {len(assertions)} hold"]
+    lines += [
+        f"{each['name']}: {each['found'] or 'not known'}, expected {each['expected']}"
+        for each in assertions
+        if each["holds"] is not True
+    ]
+    return lines + [f"drifted: {each['what']}: {each['was']} → {each['now']}" for each in told["drift"]]
 
 
 def _environment(sheet: FactSheet) -> dict[str, str]:

@@ -27,6 +27,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--check", is_flag=True, help="Change nothing; tell what would be changed.")
 @click.option("--reboot", is_flag=True, help="Reboot a device where a change needs it, and wait until it is back.")
 @click.option("--keep-swap", is_flag=True, help="Leave swap and zram as they are; they are recorded.")
+@click.option("--accept-drift", is_flag=True, help="What was changed by hand on a board is right from now on.")
 @click.option("--jobs", type=click.IntRange(1), default=16, show_default=True, help="Devices at a time.")
 @click.option("-v", "--verbose", is_flag=True, help="Tell the exact commands.")
 @json_option
@@ -73,7 +74,7 @@ def _prepare(
 
     if options["lock"] is not None:
         check_lock(options["lock"])
-    chosen = Options(options["check"], options["reboot"], options["keep_swap"])
+    chosen = Options(options["check"], options["reboot"], options["keep_swap"], options["accept_drift"])
     names = ("air_gapped", "wheelhouse", "python_archive", "rootfs_archive", "lock")
     environment = EnvironmentOptions(**{name: options[name] for name in names}, others=others)
     watcher, watching = _watcher([device.name for device in devices], as_json=options["as_json"])

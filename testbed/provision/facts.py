@@ -10,7 +10,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import DeviceError
-from testbed.provision import board, boot_script, clock, disk, memory_cgroup, meters, own_folder, power, sheet, swap
+from testbed.provision import (
+    attestation,
+    board,
+    boot_script,
+    clock,
+    disk,
+    memory_cgroup,
+    meters,
+    own_folder,
+    power,
+    sheet,
+    swap,
+)  # fmt: skip
 from testbed.provision.part import Part, facts_of, script_of, stamps_of
 
 if TYPE_CHECKING:
@@ -30,6 +42,7 @@ FACTS_SCRIPT_PARTS: tuple[Part, ...] = (
     meters.PART,
     disk.PART,
     own_folder.PART,
+    attestation.PART,
     sheet.PART,
 )
 

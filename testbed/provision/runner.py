@@ -6,9 +6,12 @@ import importlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from testbed import fact_sheets
 from testbed.devices._board import connect_to
+from testbed.provision.attestation import Attestation, drift
 from testbed.provision.board import Capacity
 from testbed.provision.boot_script import BootHook
 from testbed.provision.charge import CHARGE_PART, ChargeProbe
@@ -58,11 +61,13 @@ class Silent:
 
 def board_steps(device: Device, options: Options) -> tuple[Step, ...]:
     """What the device's kind asks of the machine; an emulated device is a guest on a host, and changes little there."""
+    last: tuple[Step, ...] = (PrivateFolder(),)
     if device.kind == "emulated":
         steps: tuple[Step, ...] = (Capacity(), DiskSpace(), BootHook(), MemoryCgroup(), Delegation())
     else:
         steps = importlib.import_module(f"testbed.devices.{device.kind}").steps(device)
-    return tuple(step for step in (*steps, PrivateFolder()) if not (options.keep_swap and step.name == "swap"))
+        last = (PrivateFolder(), Attestation())
+    return tuple(step for step in (*steps, *last) if not (options.keep_swap and step.name == "swap"))
 
 
 def all_steps(device: Device, options: Options, environment: EnvironmentOptions | None) -> tuple[Step, ...]:
@@ -136,11 +141,18 @@ class Provisioning:
 
     def _outcome(self, visit: Visit) -> Outcome:
         try:
-            outcome = visit.go()
+            outcome = _with_drift(visit, visit.go())
             return outcome if self._options.check else keep(visit, outcome)
         except Exception as error:  # noqa: BLE001 -- what is wrong with one device, or with us, stops no other
             text = f"{type(error).__name__}: {error}; that is a fault of the testbed: please report it"
             return Outcome(visit.device.name, FAILED, problems=(Problem("provision", text),))
+
+
+def _with_drift(visit: Visit, outcome: Outcome) -> Outcome:
+    """With what was changed by hand since the last visit, as it was found before this one changed anything."""
+    if visit.first_facts is None:
+        return outcome
+    return replace(outcome, drift=drift(fact_sheets.facts_of(visit.device), visit.first_facts, visit.device))
 
 
 def _by_machine(visits: Sequence[Visit]) -> list[list[Visit]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from testbed import fact_sheets
 from testbed.errors import TestbedError
+from testbed.provision.attestation import record
 from testbed.provision.board import Identity
 from testbed.provision.part import Answer, Part
 from testbed.provision.step import LOST_LINK, Note
@@ -29,11 +30,12 @@ def _parse(answer: Answer) -> dict[str, Any]:
 PART = Part("sheet", _parse, script=f'sed -n \'s/^ "digest": "\\(.*\\)".*/\\1/p\' "$FOLDER/{_FILE.format("$DEVICE")}"')
 
 
-def sheet_of(outcome: Outcome) -> dict[str, Any]:
+def sheet_of(outcome: Outcome, attestation: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The facts, and what the visit says about them."""
     facts = {key: value for key, value in (outcome.facts or {}).items() if key != "sheet_there"}
     sheet = {
         **facts,
+        "attestation": attestation,
         "status": outcome.status,
         "problems": [f"{problem.step}: {problem.text}" for problem in outcome.problems],
         "notes": [f"{note.step}: {note.text}" for note in outcome.notes],
@@ -48,7 +50,8 @@ def keep(visit: Visit, outcome: Outcome) -> Outcome:
     """
     if outcome.facts is None or any(problem.step == Identity.name for problem in outcome.problems):
         return outcome
-    sheet = sheet_of(outcome)
+    stored, accept = fact_sheets.facts_of(visit.device), visit.options.accept_drift
+    sheet = sheet_of(outcome, record(stored, outcome.facts, visit.device, outcome.drift, accept=accept))
     fact_sheets.store(outcome.device, sheet)
     lost = any(problem.step == LOST_LINK for problem in outcome.problems)
     if lost or sheet["digest"] == outcome.facts.get("sheet_there"):

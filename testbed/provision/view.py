@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
 from testbed.provision.batch import text_of
@@ -120,6 +121,7 @@ def _of_one(outcome: Outcome, *, verbose: bool) -> list[str]:
         if verbose:
             lines += [f"      {text_of(command)}" for command in change.commands]
     lines += [f"  {problem.step}: {problem.text}" for problem in outcome.problems]
+    lines += [f"  drifted: {each.what}: {each.was} → {each.now}" for each in outcome.drift]
     lines += [f"  note: {note.step}: {note.text}" for note in outcome.notes]
     if outcome.status == REBOOT:
         lines.append(f"  reboot it, and look again: testbed provision --only {outcome.device} --reboot")
@@ -150,6 +152,7 @@ def outcome_data(outcome: Outcome) -> dict[str, Any]:
         "changes": [_change_data(change) for change in outcome.changes],
         "problems": [{"step": problem.step, "text": problem.text} for problem in outcome.problems],
         "notes": [{"step": note.step, "text": note.text} for note in outcome.notes],
+        "drift": [asdict(each) for each in outcome.drift],
         "facts": outcome.facts,
     }
 

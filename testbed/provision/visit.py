@@ -23,6 +23,7 @@ from testbed.provision.step import LOST_LINK, Change, Finding, Note, Problem, St
 if TYPE_CHECKING:
     from testbed.connection import Connection
     from testbed.inventory import Device
+    from testbed.provision.attestation import Drift
 
 #: How a visit ended.
 READY = "ready"  # nothing was to be changed
@@ -45,6 +46,7 @@ class Options:
     check: bool = False  # look only
     reboot: bool = False  # … where a change needs it
     keep_swap: bool = False
+    accept_drift: bool = False  # what was changed by hand is right from now on
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Outcome:
     facts: Mapping[str, Any] | None = None  # None: it was not reached
     seconds: float = 0.0
     waiting: tuple[str, ...] = ()  # steps that hold from the next boot on
+    drift: tuple[Drift, ...] = ()  # changed by hand since the last visit
 
     @property
     def failed(self) -> bool:
@@ -87,6 +90,7 @@ class Visit:
     stopped: Event = field(default_factory=Event)
     reboot_seconds: float = _REBOOT_SECONDS
 
+    first_facts: Mapping[str, Any] | None = field(default=None, init=False)  # before anything was changed
     _made: dict[str, Change] = field(default_factory=dict)  # since the last boot
     _all_made: list[Change] = field(default_factory=list)
     _problems: dict[str, Problem] = field(default_factory=dict)
@@ -154,6 +158,7 @@ class Visit:
         facts = gather(self._link(), self.device, self.parts)
         self._lock = facts.pop("lock", None)  # tomorrow it is another one's
         self._facts = facts
+        self.first_facts = self.first_facts or facts
         self._findings = []
         for step in self.steps:
             finding = self._with_rights(step.check(self._facts, self.device))
