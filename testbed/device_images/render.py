@@ -154,7 +154,8 @@ def _files_below(root: Path) -> list[Path]:
 # ── the folder ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def _secret(text: str, board: Board) -> bool:
     body = "".join(board.host_key.private.splitlines()[1:2])
-    return body in text or (board.wifi_password is not None and board.wifi_password in text)
+    password = board.wifi_password
+    return body in text or (password is not None and (password in text or _yaml(password) in text))
 
 
 def _manifest(board: Board, image: Image, files: list[RenderedFile]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,14 @@ def test_the_wireless_password_stands_in_one_file_and_that_one_is_private():
     assert [(file.path, file.mode) for file in files if WIFI_PASSWORD in file.text] == [
         ("bootfs/network-config", 0o600)
     ]
+
+
+def test_a_wireless_password_that_yaml_must_quote_is_private_too():
+    odd = replace(GOLDEN["raspberry_pi_os_trixie_by_wifi"](), wifi_password='say "\\ friend')
+    (network,) = [file for file in render(odd) if file.path == "bootfs/network-config"]
+    points = yaml.safe_load(network.text)["network"]["wifis"]["wlan0"]["access-points"]
+    assert points == {"lab net": {"password": odd.wifi_password}}
+    assert network.mode == 0o600
 
 
 @EVERY_BOARD
