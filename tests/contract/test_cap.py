@@ -80,4 +80,6 @@ def test_a_loaded_run_is_the_model_that_was_evaluated(capped, lab):
     model = testbed.load(folder.run_id, lab / "runs")
     found = evaluate_batches(model, prepared.held_out, 32, prepared.work.length, model.config.pad_token_id or 0)
     [evaluated] = [record.quality for record in folder.rounds() if record.quality]
-    assert (found.loss, found.accuracy) == (evaluated["loss"], evaluated["accuracy"])
+    assert found.accuracy == evaluated["accuracy"]
+    # The order in which a processor adds floats may depend on where a tensor lies in memory: last digits differ.
+    assert found.loss == pytest.approx(evaluated["loss"], rel=1e-6)
