@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from testbed.commands._options import Command, json_option
+from testbed.errors import UsageError
 
 if TYPE_CHECKING:
-    from testbed.lab.host import NamespaceHost
-    from testbed.lab.lab import Lab
     from testbed.lab.link import LinkShape
+    from testbed.lab.opened import AnyHost, AnyLab
 
 
 @click.group("lab")
@@ -23,7 +24,8 @@ def command() -> None:
     """Rehearse on a virtual lab: hosts with an address, an SSH server, users and a memory cap of their own.
 
     The hosts live in namespaces of this machine, on a network of their own: they reach each other and this machine,
-    and nothing else.  They can wear the face of a board (a persona).  Making and changing them needs root.
+    and nothing else.  They can wear the face of a board (a persona).  Making and changing them needs root.  With --vm
+    they are virtual machines, booted from the Debian image: slower, and with a kernel of their own.
     """
 
 
@@ -43,7 +45,7 @@ def _shape_options(made: Command) -> Command:
 
 
 @command.command("up")
-@click.option("--devices", type=click.IntRange(min=1), help="Hosts [default: one per --persona, else 3].")
+@click.option("--devices", type=click.IntRange(min=1), help="Hosts [default: one per --persona, else 3; 1 with --vm].")
 @click.option(
     "--persona", "personas", metavar="NAME", multiple=True,
     help="The face that hosts wear, by turns: a board's, or plain; may be repeated [default: one of each board].",
@@ -52,14 +54,66 @@ def _shape_options(made: Command) -> Command:
 @_shape_options
 @click.option("--subnet", default="10.99.0.0/24", show_default=True, help="Network of the lab.")
 @click.option("--boot-delay", default="1s", show_default=True, metavar="TIME", help="How long a reboot takes.")
+@click.option("--vm", is_flag=True, help="Virtual machines by QEMU, from the files of `testbed image render`.")
+@click.option(
+    "--architecture", type=click.Choice(["arm64", "amd64"]), help="Of virtual machines [default: arm64, a Cortex-A76]."
+)
+@click.option("--no-environment", is_flag=True, help="Virtual machines get no second disk with Python packages.")
 @_folder_option
-def up(
-    devices: int | None, personas: tuple[str, ...], memory: str | None, subnet: str, boot_delay: str,
-    folder: Path | None, **shape: str | None,
-) -> None:  # fmt: skip
+@click.pass_context
+def up(context: click.Context, /, folder: Path | None, *, vm: bool, **options: Any) -> None:
     """Make a lab, and an inventory that works at once with --inventory."""
+    from testbed.lab.lab import default_folder
+
+    _refuse_others(context, _OF_NAMESPACES if vm else _OF_MACHINES, "goes without --vm" if vm else "needs --vm")
+    shape = _shape(**{name: options.pop(name) for name in ("bandwidth", "delay", "loss")})
+    lab = (_machines if vm else _namespaces)(folder or default_folder(), shape, **options)
+    _print(lab)
+    click.echo(f"\ninventory: {lab.inventory}\nlog in:    ssh -F {lab.ssh_config} {lab.hosts[0].name}")
+
+
+#: Options of `up` that only one kind of host knows.
+_OF_NAMESPACES = ("personas", "subnet", "boot_delay")
+_OF_MACHINES = ("architecture", "no_environment")
+
+
+def _refuse_others(context: click.Context, names: tuple[str, ...], why: str) -> None:
+    from click.core import ParameterSource
+
+    for parameter in context.command.params:
+        given = context.get_parameter_source(str(parameter.name)) is not ParameterSource.DEFAULT
+        if parameter.name in names and given:
+            raise UsageError(f"{parameter.opts[0]} {why}")
+
+
+def _machines(
+    folder: Path, shape: LinkShape, *, devices: int | None, memory: str | None, architecture: str | None,
+    no_environment: bool, **_: Any,
+) -> AnyLab:  # fmt: skip
     from testbed.byte_text import parse_bytes
-    from testbed.lab.lab import Lab, default_folder
+    from testbed.lab.machines.lab import DEFAULT_ARCHITECTURE, DEFAULT_MEMORY_BYTES, MachineLab, MachineWish
+
+    wish = MachineWish(
+        devices=devices or 1,
+        memory_bytes=DEFAULT_MEMORY_BYTES if memory is None else parse_bytes(memory),
+        architecture=architecture or DEFAULT_ARCHITECTURE,
+        environment=not no_environment,
+        shape=shape,
+    )
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        click.echo(f"{time.monotonic() - started:5.0f} s  {text}", err=True)
+
+    return MachineLab.up(folder, wish, say)
+
+
+def _namespaces(
+    folder: Path, shape: LinkShape, *, devices: int | None, personas: tuple[str, ...], memory: str | None, subnet: str,
+    boot_delay: str, **_: Any,
+) -> AnyLab:  # fmt: skip
+    from testbed.byte_text import parse_bytes
+    from testbed.lab.lab import Lab
     from testbed.lab.link import parse_delay
     from testbed.lab.wish import LabWish
 
@@ -67,20 +121,19 @@ def up(
         devices=devices,
         personas=personas,
         memory_bytes=None if memory is None else parse_bytes(memory),
-        shape=_shape(**shape),
+        shape=shape,
         subnet=subnet,
         boot_delay_seconds=parse_delay(boot_delay),
     )
-    lab = Lab.up(folder or default_folder(), wish)
-    _print(lab)
-    click.echo(f"\ninventory: {lab.inventory}\nlog in:    ssh -F {lab.ssh_config} {lab.hosts[0].name}")
+    return Lab.up(folder, wish)
 
 
 @command.command("down")
 @_folder_option
 def down(folder: Path | None) -> None:
     """Remove a lab: processes, network, cgroups, files; also one of which half is gone."""
-    from testbed.lab.lab import default_folder, take_down
+    from testbed.lab.lab import default_folder
+    from testbed.lab.opened import take_down
 
     folder = folder or default_folder()
     take_down(folder)
@@ -108,7 +161,7 @@ def shape(host: str, folder: Path | None, **options: str | None) -> None:
     _open(folder).host(host).shape(_shape(**options))
 
 
-def _verb(name: str, do: Callable[[NamespaceHost], None], text: str) -> None:
+def _verb(name: str, do: Callable[[AnyHost], None], text: str) -> None:
     @click.argument("hosts", metavar="HOST...", nargs=-1, required=True)
     @_folder_option
     def run(hosts: tuple[str, ...], folder: Path | None) -> None:
@@ -119,17 +172,17 @@ def _verb(name: str, do: Callable[[NamespaceHost], None], text: str) -> None:
     command.command(name, help=text)(run)
 
 
-def _reboot(host: NamespaceHost) -> None:
+def _reboot(host: AnyHost) -> None:
     host.reboot()
     _wait_up(host)
 
 
-def _start(host: NamespaceHost) -> None:
+def _start(host: AnyHost) -> None:
     host.start()
     _wait_up(host)
 
 
-def _wait_up(host: NamespaceHost) -> None:
+def _wait_up(host: AnyHost) -> None:
     """A host that is cut off cannot answer."""
     if host.state().connected:
         host.wait_up()
@@ -144,13 +197,14 @@ _verb("stop", lambda host: host.stop(), "Pull the plug of each HOST.")
 _verb("start", _start, "Switch each HOST on.")
 
 
-def _open(folder: Path | None) -> Lab:
-    from testbed.lab.lab import Lab, default_folder
+def _open(folder: Path | None) -> AnyLab:
+    from testbed.lab.lab import default_folder
+    from testbed.lab.opened import open_lab
 
-    return Lab.open(folder or default_folder())
+    return open_lab(folder or default_folder())
 
 
-def _shape(bandwidth: str | None, delay: str | None, loss: str | None) -> LinkShape:
+def _shape(bandwidth: str | None = None, delay: str | None = None, loss: str | None = None) -> LinkShape:
     from testbed.lab.link import LinkShape, parse_bandwidth, parse_delay, parse_loss
 
     return LinkShape(
@@ -160,35 +214,28 @@ def _shape(bandwidth: str | None, delay: str | None, loss: str | None) -> LinkSh
     )
 
 
-def _data(lab: Lab) -> dict[str, Any]:
+def _data(lab: AnyLab) -> dict[str, Any]:
     return {
         "folder": str(lab.folder),
         "inventory": str(lab.inventory),
         "ssh_config": str(lab.ssh_config),
-        "subnet": lab.spec.subnet,
-        "controller": lab.spec.controller,
-        "delay_by": lab.spec.delay_by,
+        **lab.facts(),
         "hosts": [{**asdict(host.spec), **asdict(host.state())} for host in lab.hosts],
     }
 
 
-def _print(lab: Lab) -> None:
+def _print(lab: AnyLab) -> None:
     from testbed.commands._table import show, table
 
     headings = ("host", "persona", "address", "state", "link", "memory", "problem")
     show(table(headings, [_row(host) for host in lab.hosts]))
-    click.echo(_how_shaped(lab))
+    click.echo(lab.how())
 
 
-def _row(host: NamespaceHost) -> tuple[str, ...]:
+def _row(host: AnyHost) -> tuple[str, ...]:
     from testbed.quantities import bytes_text
 
     spec, state = host.spec, host.state()
     link = str(state.shape) if state.connected else "cut"
     memory = f"{bytes_text(state.used_bytes)} of {bytes_text(spec.memory_bytes)}"
     return (spec.name, spec.persona or "plain", spec.address, state.state, link, memory, state.problem or "")
-
-
-def _how_shaped(lab: Lab) -> str:
-    delay = {"netem": "the kernel's netem", "relay": "a relay of ours on TAP devices (the kernel has no netem)"}
-    return f"Bandwidth is limited by the kernel's tbf; delay and loss come from {delay[lab.spec.delay_by]}."

@@ -26,6 +26,7 @@ from testbed.lab.access import write_access_files as write_access
 from testbed.lab.furnish import furnish, interpreter_folders, make_key
 from testbed.lab.groups import hierarchies, remove_tree
 from testbed.lab.host import NamespaceHost, keepers_of, launch
+from testbed.lab.machines.spec import MachineLabSpec
 from testbed.lab.network import make_bridge, remove_links
 from testbed.lab.persona import Face, load_persona
 from testbed.lab.preflight import check_machine, program
@@ -97,6 +98,16 @@ class Lab:
                 return host
         raise UsageError(f'the lab has no host "{name}"; {did_you_mean(name, [host.name for host in self.hosts])}')
 
+    def facts(self) -> dict[str, str]:
+        """What else is to be known of it, for `testbed lab status --json`."""
+        spec = self.spec
+        return {"subnet": spec.subnet, "controller": spec.controller, "delay_by": spec.delay_by}
+
+    def how(self) -> str:
+        """How its links are shaped, in a sentence."""
+        delay = {"netem": "the kernel's netem", "relay": "a relay of ours on TAP devices (the kernel has no netem)"}
+        return f"Bandwidth is limited by the kernel's tbf; delay and loss come from {delay[self.spec.delay_by]}."
+
     def down(self) -> None:
         take_down(self.folder)
 
@@ -158,6 +169,8 @@ def take_down(folder: Path) -> None:
 
 
 def _refuse_second(folder: Path) -> None:
+    if MachineLabSpec.load(folder) is not None:
+        raise LabError(f"there is a lab of virtual machines in {folder}; `testbed lab down` removes it")
     if (folder / LAB_FILE).exists():
         living = sum(host.alive for host in Lab.open(folder).hosts)
         state = f"is up ({living} hosts)" if living else "is there, and none of its hosts lives (a restart?)"

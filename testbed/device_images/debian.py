@@ -1,0 +1,200 @@
+"""The Debian image for virtual boards: a root file system by mmdebstrap, on a disk that QEMU boots directly.
+
+device_images/debian/base/packages.txt         what is installed
+device_images/debian/base/before-packages.sh   hooks of mmdebstrap, with the root's path as their argument
+device_images/debian/base/after-packages.sh
+
+Packages are checked by the archive's signature (Debian's keyring on this machine).  Nothing of one board is in the
+image: that comes by `testbed image render` and cloud-init.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from testbed.cache import cache_folder
+from testbed.device_images import catalogue
+from testbed.errors import UsageError
+
+if TYPE_CHECKING:
+    from testbed.provision.step import Say
+
+SUITE = "trixie"
+#: Debian's name of an architecture, by the kernel's.
+ARCHITECTURES = {"aarch64": "arm64", "x86_64": "amd64"}
+#: A virtual size: the file is as large as what was written into it.
+_DISK_SIZE = "8G"
+#: mmdebstrap mounts /proc, /sys and /dev into the root.  In a namespace of its own they are gone when it is, however it
+#: ends: else, removing a root that is half done would go on through them.
+_ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--")
+_TOOLS = {"unshare": "util-linux", "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils"}
+
+
+@dataclass(frozen=True)
+class DebianImage:
+    """A finished image, in a folder of its own."""
+
+    folder: Path
+    architecture: str  # "arm64" or "amd64"
+
+    @property
+    def disk(self) -> Path:
+        """One ext4 file system without partitions, in QEMU's qcow2."""
+        return self.folder / "disk.qcow2"
+
+    @property
+    def kernel(self) -> Path:
+        return self.folder / "vmlinuz"
+
+    @property
+    def initrd(self) -> Path:
+        return self.folder / "initrd.img"
+
+    @property
+    def whole(self) -> bool:
+        return all(path.is_file() for path in (self.disk, self.kernel, self.initrd))
+
+
+def native_architecture() -> str:
+    """Of this machine; raises UsageError where Debian's images are not for it."""
+    found = ARCHITECTURES.get(platform.machine())
+    if found is None:
+        raise UsageError(f"there is no image for {platform.machine()}; there are images for arm64 and amd64")
+    return found
+
+
+def kept(architecture: str) -> DebianImage | None:
+    """The image of this recipe that was built before, if it was."""
+    image = _place(architecture)
+    return image if image.whole else None
+
+
+def build(architecture: str, say: Say) -> DebianImage:
+    """The image, out of the cache if it is there.
+
+    Takes about a minute for this machine's own architecture, and some twenty for another one, whose programs are
+    emulated.  Raises UsageError with everything that lacks.
+    """
+    image = _place(architecture)
+    with _held(image.folder):
+        if not image.whole:
+            check_machine(architecture)
+            _make(image, say)
+    return image
+
+
+def check_machine(architecture: str) -> None:
+    """Raises UsageError where the image cannot be built here."""
+    lacking = [f"{tool} (package {package})" for tool, package in _TOOLS.items() if shutil.which(tool) is None]
+    problems = [f"there is no {', no '.join(lacking)}"] if lacking else []
+    if os.geteuid() != 0:
+        problems.append("a root file system has files of many users, which only root may write: use sudo")
+    if architecture != ARCHITECTURES.get(platform.machine()) and not _runs(architecture):
+        problems.append(
+            f"{architecture} programs cannot be run here: install qemu-user-static (in a container also mount "
+            "binfmt_misc and register it), or take this machine's own architecture"
+        )
+    if problems:
+        raise UsageError(f"the Debian image for {architecture} cannot be built here: {'; '.join(problems)}")
+
+
+def _runs(architecture: str) -> bool:
+    machine = next(machine for machine, name in ARCHITECTURES.items() if name == architecture)
+    return Path("/proc/sys/fs/binfmt_misc", f"qemu-{machine}").exists()
+
+
+def _place(architecture: str) -> DebianImage:
+    if architecture not in ARCHITECTURES.values():
+        raise UsageError(f"there is no Debian image for {architecture!r}; there are arm64 and amd64")
+    name = f"debian-{SUITE}-{architecture}-{_digest()}"
+    return DebianImage(cache_folder() / "images" / name, architecture)
+
+
+def _base() -> Path:
+    return catalogue.folder() / "debian" / "base"
+
+
+def _digest() -> str:
+    digest = hashlib.sha256(_DISK_SIZE.encode())
+    for path in sorted(_base().iterdir()):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """One builds, whoever else wants the image waits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(image: DebianImage, say: Say) -> None:
+    root, draft = image.folder / "root", image.folder / "disk.ext4"
+    try:
+        _install(root, image.architecture, say)
+        say("writing the disk")
+        for name, target in (("vmlinuz", image.kernel), ("initrd.img", image.initrd)):
+            shutil.copyfile(_linked(root, name), target)
+        _run(["mke2fs", "-q", "-t", "ext4", "-L", "edge-root", "-d", str(root), str(draft), _DISK_SIZE])
+        _run(["qemu-img", "convert", "-O", "qcow2", str(draft), f"{image.disk}.part"])
+        image.disk.with_name(f"{image.disk.name}.part").replace(image.disk)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+        draft.unlink(missing_ok=True)
+
+
+def _linked(root: Path, name: str) -> Path:
+    """What a link such as /vmlinuz leads to, within the root."""
+    return root / str((root / name).readlink()).lstrip("/")
+
+
+def _install(root: Path, architecture: str, say: Say) -> None:
+    base = _base()
+    lines = (line.partition("#")[0].strip() for line in (base / "packages.txt").read_text("utf-8").splitlines())
+    packages = [f"linux-image-cloud-{architecture}", *filter(None, lines)]
+    command = [
+        *_ALONE,
+        *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"),
+        *(f"--architectures={architecture}", f"--include={','.join(packages)}"),
+        *("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*"),
+        *("--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=force-unsafe-io"),
+        f'--essential-hook=sh {shlex.quote(str(base / "before-packages.sh"))} "$1"',
+        f'--customize-hook=sh {shlex.quote(str(base / "after-packages.sh"))} "$1"',
+        *(SUITE, str(root)),
+    ]
+    shutil.rmtree(root, ignore_errors=True)
+    _run(command, say)
+
+
+def _run(command: list[str], say: Say | None = None) -> None:
+    """Raises UsageError with the last that the program said."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    last = ""
+    with process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            last = line.strip() or last
+            if say is not None and line.startswith("I: "):
+                say(line[3:].strip())
+    if process.returncode:
+        raise UsageError(f"{command[0]} failed ({process.returncode}): {last}")

@@ -1,0 +1,103 @@
+"""A disk with Python packages for virtual boards, so that nothing is installed inside: emulated, pip takes very long.
+
+Its file system has the label edge-testbed; the Debian recipe mounts it at /srv/edge-testbed.  On it is a virtual
+environment of the board's own Python: the wheels that `testbed provision` would take, unpacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from testbed.cache import cache_folder
+from testbed.device_images.debian import ARCHITECTURES
+from testbed.errors import UsageError
+from testbed.provision import wheels
+from testbed.provision.environment_torch import CPU, PYPI, TorchBuild
+from testbed.provision.step import Say
+from testbed.provision.wheels import Target, Wheel
+
+PYTHON = "/srv/edge-testbed/env/bin/python"
+LABEL = "edge-testbed"
+#: Debian 13's.
+_VERSION, _GLIBC = "3.13", (2, 41)
+#: The login user of a cloud-init system is the first: Python keeps compiled files beside the packages.
+_FIRST_USER = 1000
+_ROOM_BYTES = 512 << 20  # for them
+
+
+def environment_disk(architecture: str, say: Say) -> Path:
+    """The disk, in qcow2, out of the cache if it is there; raises UsageError where wheels cannot be had."""
+    machine = next(machine for machine, name in ARCHITECTURES.items() if name == architecture)
+    target = Target(_VERSION, machine, _GLIBC)
+    found = _gathered(target, say)
+    disk = cache_folder() / "images" / f"environment-{architecture}-{_digest(found)}.qcow2"
+    if not disk.is_file():
+        _make(found, target, disk, say)
+    return disk
+
+
+def _gathered(target: Target, say: Say) -> tuple[Wheel, ...]:
+    """With torch from its own index; on arm64 from PyPI where that is out of reach."""
+    try:
+        return _with(CPU, target, say)
+    except UsageError as error:
+        if target.machine not in PYPI.machines:
+            raise UsageError(f"{error}; or make the lab with --no-environment") from None
+        say(f"{error}; trying {PYPI.index}")
+    return _with(PYPI, target, say)
+
+
+def _with(build: TorchBuild, target: Target, say: Say) -> tuple[Wheel, ...]:
+    lines = wheels.requirements(wheels.lock_file(), target, build.beside)
+    return wheels.gather(lines, build, target, None, say)
+
+
+def _digest(found: tuple[Wheel, ...]) -> str:
+    return hashlib.sha256("".join(wheel.sha256 for wheel in found).encode()).hexdigest()[:16]
+
+
+def _make(found: tuple[Wheel, ...], target: Target, disk: Path, say: Say) -> None:
+    disk.parent.mkdir(parents=True, exist_ok=True)
+    tree, draft = disk.with_suffix(f".{os.getpid()}.tree"), disk.with_suffix(f".{os.getpid()}.ext4")
+    try:
+        say(f"unpacking {len(found)} wheels")
+        _unpack(found, target, tree / "env")
+        say("writing the disk of Python packages")
+        size = sum(path.lstat().st_size for path in tree.rglob("*")) * 5 // 4 + _ROOM_BYTES
+        _run(["mke2fs", "-q", "-t", "ext4", "-L", LABEL, "-d", str(tree), str(draft), f"{size >> 10}k"])
+        _run(["qemu-img", "convert", "-O", "qcow2", str(draft), f"{draft}.qcow2"])
+        Path(f"{draft}.qcow2").replace(disk)
+    finally:
+        shutil.rmtree(tree, ignore_errors=True)
+        for path in (draft, Path(f"{draft}.qcow2")):
+            path.unlink(missing_ok=True)
+
+
+def _unpack(found: tuple[Wheel, ...], target: Target, environment: Path) -> None:
+    packages = environment / "lib" / f"python{target.python}" / "site-packages"
+    packages.mkdir(parents=True)
+    platforms = [word for platform in target.platforms for word in ("--platform", platform)]
+    _run([
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-index"),
+        *("--no-deps", "--no-compile", "--only-binary=:all:", "--implementation", "cp"),
+        *("--python-version", target.python, *platforms, "--target", str(packages)),
+        *(str(wheel.path) for wheel in found),
+    ])  # fmt: skip
+    (environment / "bin").mkdir()
+    (environment / "bin" / "python").symlink_to("/usr/bin/python3")
+    text = f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {target.python}\n"
+    (environment / "pyvenv.cfg").write_text(text, encoding="utf-8")
+    if os.geteuid() == 0:
+        for path in (environment, *environment.rglob("*")):
+            os.lchown(path, _FIRST_USER, _FIRST_USER)
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise UsageError(f"the disk of Python packages cannot be made: {command[0]}: {done.stderr.strip()[-400:]}")

@@ -1,0 +1,242 @@
+"""Bring a lab of virtual machines up, find it again, take it down.
+
+with MachineLab.up(folder, MachineWish(devices=1)) as lab:
+    lab.inventory             # works at once with --inventory
+    lab.host("board-1").reboot()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from testbed.device_images import debian
+from testbed.device_images.debian import DebianImage
+from testbed.errors import LabError, UsageError
+from testbed.lab.access import INVENTORY, KEY, KNOWN_HOSTS, PROFILES, SSH_CONFIG, give_to_user
+from testbed.lab.link import LinkShape
+from testbed.lab.machines.host import VirtualMachineHost
+from testbed.lab.machines.preparation import PROFILE, prepare
+from testbed.lab.machines.qemu import can_accelerate, check_machine, process_name
+from testbed.lab.machines.spec import LOOPBACK, MachineLabSpec, MachineSpec
+from testbed.lab.spec import LAB_FILE
+from testbed.process_identity import ProcessIdentity
+from testbed.provision.step import Say
+from testbed.spelling import did_you_mean
+
+DEFAULT_ARCHITECTURE = "arm64"
+DEFAULT_MEMORY_BYTES = 2 << 30
+SMALLEST_MEMORY_BYTES = 512 << 20
+_CORES = 2
+_TIME_SERVER = "time_server.json"
+_FILES = (INVENTORY, SSH_CONFIG, KNOWN_HOSTS, KEY, f"{KEY}.pub", _TIME_SERVER, LAB_FILE)
+_FOLDERS = ("hosts", PROFILES)
+_END_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class MachineWish:
+    """What a user wants of a lab of virtual machines."""
+
+    devices: int = 1
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
+    architecture: str = DEFAULT_ARCHITECTURE
+    environment: bool = True  # a second disk with Python packages
+    shape: LinkShape = field(default_factory=LinkShape)
+
+
+class MachineLab:
+    """A lab of virtual machines that is there."""
+
+    def __init__(self, folder: Path, spec: MachineLabSpec) -> None:
+        self.folder = folder
+        self.spec = spec
+        self.hosts = [VirtualMachineHost(folder, spec, host) for host in spec.hosts]
+
+    @classmethod
+    def up(cls, folder: Path, wish: MachineWish | None = None, say: Say = lambda _: None) -> Self:
+        """Make a lab and wait until every board is as its files want it; raises LabError, and nothing is left then."""
+        folder, wish = folder.absolute(), wish or MachineWish()
+        _check(wish)
+        check_machine(wish.architecture)
+        if (folder / LAB_FILE).exists():
+            raise LabError(f"there is a lab in {folder}; see `testbed lab status`, and `testbed lab down` to remove it")
+        image = debian.build(wish.architecture, say)
+        lab = cls(folder, _spec(wish, image))
+        try:
+            lab._build(wish.shape, say)
+        except BaseException:
+            with contextlib.suppress(LabError):  # what failed first is what is told
+                take_down(folder)
+            raise
+        return lab
+
+    @property
+    def inventory(self) -> Path:
+        return self.folder / INVENTORY
+
+    @property
+    def ssh_config(self) -> Path:
+        return self.folder / SSH_CONFIG
+
+    def host(self, name: str) -> VirtualMachineHost:
+        """Raises UsageError when there is none of that name."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        raise UsageError(f'the lab has no host "{name}"; {did_you_mean(name, [host.name for host in self.hosts])}')
+
+    def down(self) -> None:
+        take_down(self.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    def facts(self) -> dict[str, Any]:
+        """What else is to be known of it, for `testbed lab status --json`."""
+        spec = self.spec
+        return {"architecture": spec.architecture, "accelerated": spec.accelerated, "environment": spec.environment}
+
+    def how(self) -> str:
+        """How it is made, in a sentence."""
+        by = (
+            "KVM"
+            if self.spec.accelerated
+            else "emulation of every instruction: slow, and no measure of a board's speed"
+        )
+        return f"Virtual machines ({self.spec.architecture}) by {by}. Links are shaped by each machine's own netem."
+
+    def ensure_clock(self) -> None:
+        """Start the time server that the boards ask, unless it runs."""
+        if (identity := _time_server(self.folder)) is None or not identity.alive:
+            _start_time_server(self.folder, self.spec.time_port)
+
+    def _build(self, shape: LinkShape, say: Say) -> None:
+        prepare(self.folder, self.spec, say)
+        give_to_user(self.folder)
+        self.ensure_clock()
+        for host in self.hosts:
+            host.start()
+        for host in self.hosts:
+            say(f"{host.name}: booting, its console is in {host.folder.console}")
+            host.wait_configured()
+            if shape != LinkShape():
+                host.shape(shape)
+
+
+def _check(wish: MachineWish) -> None:
+    if wish.memory_bytes < SMALLEST_MEMORY_BYTES:
+        least = SMALLEST_MEMORY_BYTES >> 20
+        raise UsageError(f"--memory: expected at least {least} MiB for a virtual machine, got {wish.memory_bytes} B")
+
+
+def _spec(wish: MachineWish, image: DebianImage) -> MachineLabSpec:
+    *ports, time_port = _free_ports(wish.devices + 1)
+    profile = PROFILE.format(wish.architecture)
+    hosts = tuple(
+        MachineSpec(f"board-{number}", number, f"{LOOPBACK}:{port}", wish.memory_bytes, profile)
+        for number, port in enumerate(ports, 1)
+    )
+    return MachineLabSpec(
+        hosts=hosts,
+        architecture=wish.architecture,
+        image=str(image.folder),
+        cores=min(_CORES, os.cpu_count() or 1),
+        accelerated=can_accelerate(wish.architecture),
+        time_port=time_port,
+        environment=wish.environment,
+    )
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody has now."""
+    with contextlib.ExitStack() as held:
+        channels = [held.enter_context(socket.socket()) for _ in range(count)]
+        for channel in channels:
+            channel.bind((LOOPBACK, 0))
+        return [int(channel.getsockname()[1]) for channel in channels]
+
+
+# ── the time server ──────────────────────────────────────────────────────────────────────────────────────────────────
+def _start_time_server(folder: Path, port: int) -> None:
+    """As a process of its own, that outlives this one; raises LabError."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "testbed.lab.machines.time_server", str(port)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        if process.stdout.readline().strip() != "ready":
+            said = process.stderr.read().strip().splitlines() or ["it said nothing"]
+            raise LabError(f"the lab's time server does not start: {said[-1]}")
+    record = json.dumps(asdict(ProcessIdentity.of(process.pid)))
+    (folder / _TIME_SERVER).write_text(record + "\n", encoding="utf-8")
+
+
+def _time_server(folder: Path) -> ProcessIdentity | None:
+    try:
+        return ProcessIdentity(**json.loads((folder / _TIME_SERVER).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+# ── taking it down ───────────────────────────────────────────────────────────────────────────────────────────────────
+def take_down(folder: Path) -> None:
+    """Remove all of a lab that is left: processes and files.  Raises LabError when there was nothing."""
+    folder = folder.absolute()
+    if not any((folder / name).exists() for name in (*_FILES, *_FOLDERS)) and not machines_of(folder):
+        raise LabError(f"there is no lab in {folder}")
+    _end_processes(folder)
+    for name in _FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty, or not there
+        folder.rmdir()
+
+
+def machines_of(folder: Path) -> list[int]:
+    """The processes of a lab's machines by their command lines, when its files no longer tell."""
+    wanted = process_name(folder.absolute())
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if words[0].startswith("qemu-system-") and any(word.startswith(wanted) for word in words[1:3]):
+                found.append(int(path.name))
+    return found
+
+
+def _end_processes(folder: Path) -> None:
+    clock = _time_server(folder)
+    if clock is not None and clock.alive:
+        os.kill(clock.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _END_SECONDS
+    while machines := machines_of(folder):
+        try:
+            for pid in machines:
+                os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # look again
+        except PermissionError:
+            raise LabError(f"the lab in {folder} belongs to another user (sudo)") from None
+        if time.monotonic() > deadline:
+            raise LabError(f"of the lab in {folder} the processes {', '.join(map(str, machines))} do not end")
+        time.sleep(0.005)  # they are nobody's children: there is nothing to wait for
