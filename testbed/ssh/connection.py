@@ -47,12 +47,14 @@ MOST_COMMANDS = 6  # at a time: sshd's MaxSessions is 10, and the channels that 
 def connect(device_name: str, access: Access, *, timeout_seconds: float = 10.0) -> SshConnection:
     """Log in; raises DeviceError (HostKeyError for a host key that is not known), with the way out.
 
-    `timeout_seconds` bounds each wait on the way: name, connection, greeting, keys, login.
+    `timeout_seconds` bounds each wait on the way: name, connection, greeting, keys, login, and later each session's
+    opening; a longer ConnectTimeout in the SSH configuration is for a slow board, and counts for all of them.
     """
     try:
         target = resolve(access)
     except DeviceError as error:
         raise DeviceError(f"{device_name}: {error}") from None
+    timeout_seconds = max(timeout_seconds, target.connect_timeout_seconds or 0.0)
     try:
         link = log_in_to(device_name, target, timeout_seconds)
     except (OSError, EOFError, SSHException) as error:

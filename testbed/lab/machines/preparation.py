@@ -22,6 +22,8 @@ _SEED_FILES = ("user-data", "meta-data", "network-config")
 #: What a run may use of a board; the rest is the system's.
 _BUDGET_SHARE = 0.75
 _MIB = 1 << 20
+#: A login starts the user's service manager, which takes its time where each instruction is emulated.
+_CONNECT_SECONDS = 90
 
 
 def prepare(folder: Path, lab: MachineLabSpec, say: Say) -> None:
@@ -128,4 +130,5 @@ Host {names}
   UserKnownHostsFile "{folder / KNOWN_HOSTS}"
   GlobalKnownHostsFile /dev/null
   StrictHostKeyChecking yes
+  ConnectTimeout {_CONNECT_SECONDS}
 """
