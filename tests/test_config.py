@@ -283,6 +283,10 @@ def test_the_catalogue_has_every_memory_variant_of_every_board():
     assert [file.stem for file in CATALOGUE] == [
         "jetson_agx_orin_32gb",
         "jetson_agx_orin_64gb",
+        "jetson_agx_orin_as_orin_nano_4gb",
+        "jetson_agx_orin_as_orin_nano_8gb",
+        "jetson_agx_orin_as_orin_nx_16gb",
+        "jetson_agx_orin_as_orin_nx_8gb",
         "jetson_nano_2gb",
         "jetson_nano_4gb",
         "jetson_orin_nano_4gb",

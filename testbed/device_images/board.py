@@ -40,6 +40,11 @@ class Board:
     def __post_init__(self) -> None:
         self._check()
 
+    @property
+    def needs_super_modes(self) -> bool:
+        """Whether its power mode is one that only a `super` flash configuration brings."""
+        return self.power_mode in self.profile.super_power_modes and self.power_mode not in self.profile.power_modes
+
     def _check(self) -> None:
         if not _HOST_NAME.fullmatch(self.host_name):
             raise UsageError(f"{self.host_name!r} is no host name: letters a to z, digits and hyphens, 63 at most")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +17,8 @@ from testbed.spelling import did_you_mean
 from testbed.yaml_file import FileModel, read_file
 
 _SHA256 = r"^[0-9a-f]{64}$"
+#: In a way's command: where the flash configuration's name goes.
+CONFIGURATION = "{configuration}"
 
 
 class Base(FileModel):
@@ -33,6 +37,60 @@ class Base(FileModel):
     size_bytes: int | None = Field(title="a number of bytes as the publisher gives it, or null")
 
 
+@dataclass(frozen=True)
+class WayToFlash:
+    """How one board is written: `command` with the configuration in its place is run in NVIDIA's folder."""
+
+    medium: str
+    command: tuple[str, ...]
+    configuration: str
+
+
+class Way(FileModel):
+    """How some boards are written."""
+
+    medium: str = Field(title="where the system goes, such as nvme")
+    command: list[str] = Field(
+        title=f'a list of words such as ["./flash.sh", "{CONFIGURATION}", "internal"]',
+        description=f"Run in NVIDIA's folder; {CONFIGURATION} stands for the flash configuration's name.",
+        min_length=1,
+    )
+    configurations: dict[str, str] = Field(
+        title="a mapping from names of profiles, `*` allowed, to names of flash configurations", min_length=1
+    )
+    super_configurations: dict[str, str] = Field(
+        default={},
+        title="a mapping from names of profiles, `*` allowed, to names of flash configurations",
+        description="Those that bring the table of power modes which the profile calls `super_power_modes`.",
+    )
+
+
+class Flash(FileModel):
+    """How NVIDIA's tools write a Jetson."""
+
+    release: int = Field(title="a major release of Jetson Linux such as 36")
+    ways: list[Way] = Field(
+        title="a list of ways to write a board",
+        description="A board's default is the first one that has a configuration for its profile.",
+        min_length=1,
+    )
+
+    def ways_for(self, profile: str, *, with_super_modes: bool) -> tuple[WayToFlash, ...]:
+        """The ways to write a board of a profile, the preferred one first."""
+        found = []
+        for way in self.ways:
+            stock = _for(profile, way.configurations)
+            wanted = _for(profile, way.super_configurations) if with_super_modes else None
+            if stock is not None:
+                found.append(WayToFlash(way.medium, tuple(way.command), wanted or stock))
+        return tuple(found)
+
+
+def _for(profile: str, by_profile: Mapping[str, str]) -> str | None:
+    """What the first pattern that fits a profile leads to."""
+    return next((name for pattern, name in by_profile.items() if fnmatch.fnmatchcase(profile, pattern)), None)
+
+
 class Image(FileModel):
     """One image of the catalogue."""
 
@@ -44,6 +102,9 @@ class Image(FileModel):
     base: Base = Field(title="the publisher's file")
     media: list[str] = Field(title='a list such as ["SD card", "NVMe"]', min_length=1)
     firmware: str | None = Field(title="the firmware that it needs, or null for any")
+    flash: Flash | None = Field(
+        default=None, title="a mapping with `release` and `ways`", description="Of a board that a host writes over USB."
+    )
     tried_on: str = Field(title="what it was tried on, or nothing yet")
     sources: list[str] = Field(title="a list of addresses that hold up what stands here", min_length=1)
 

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from testbed.device_images import catalogue
-from testbed.device_images.render import MANIFEST, recipe_digest
+from testbed.device_images.render import MANIFEST, PRIVATE_SUFFIX, recipe_digest
 from testbed.errors import UsageError
 
 GOOD, WRONG, UNSEEN = "good", "wrong", "not looked at"
@@ -90,7 +90,7 @@ def _privacy(folder: Path) -> Finding:
 # ── one file ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _content(path: Path, name: str) -> Iterator[Finding]:
     text = path.read_text(encoding="utf-8")
-    if _KEY_MARK in text:
+    if _KEY_MARK in text or path.suffix == PRIVATE_SUFFIX:
         yield _secret(path, name)
     if text.startswith("#cloud-config"):
         command = ["cloud-init", "schema", "--config-file", str(path)]

@@ -4,8 +4,12 @@ device_images/RECIPE/files/…        what is copied to a card, or run on the ma
 device_images/RECIPE/overlay/…      files of the board itself, by their paths there
 device_images/common/overlay/…      … of every board; a recipe's file of the same path stands in its place
 
+cloud-init writes the overlay of most images (templates in files/ put it there); where NVIDIA's tools write the board
+(`flash` in the catalogue), it lies below rootfs_overlay/ in the rendered folder.
+
 A name that ends in .jinja is a template (Jinja 2: `board`, `image`, and in files `overlay`), everything else is copied.
-A file that comes out empty is left out.  Filters: `yaml` (a scalar), `shell` (a word), `indent`.
+A file that comes out empty is left out.  Filters: `yaml` (a scalar), `shell` (a word), `keyfile` (a value of
+NetworkManager's), `indent`.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +36,10 @@ IDENTITY = "/etc/edge-testbed/image.json"
 #: In the folder of rendered files: what they are, for `testbed image check`.
 MANIFEST = "manifest.json"
 KNOWN_HOSTS = "known_hosts"
+#: In the folder of rendered files: those of the board itself, where a host copies them into a root file system.
+ROOTFS_OVERLAY = "rootfs_overlay"
+#: NetworkManager takes no connection that others may read.
+PRIVATE_SUFFIX = ".nmconnection"
 _TEMPLATE = ".jinja"
 
 
@@ -59,6 +67,8 @@ def render(board: Board) -> tuple[RenderedFile, ...]:
     overlay = _overlay(board, image)
     files = dict(_templates(image, "files", {"board": board, "image": image, "overlay": overlay}))
     rendered = [RenderedFile(path, text, secret=_secret(text, board)) for path, text in files.items() if text.strip()]
+    if image.flash is not None:
+        rendered += [replace(file, path=f"{ROOTFS_OVERLAY}{file.path}") for file in overlay]
     rendered.append(RenderedFile(HOST_KEY_FILE, board.host_key.private, secret=True))
     names = ",".join(board.known_as or (board.host_name,))
     rendered.append(RenderedFile(KNOWN_HOSTS, f"{names} {board.host_key.public}\n"))
@@ -106,12 +116,17 @@ def _overlay(board: Board, image: Image) -> tuple[RenderedFile, ...]:
     texts: dict[str, str] = {}
     for recipe in ("common", image.recipe):
         texts |= dict(_templates(image, "overlay", {"board": board, "image": image}, recipe))
-    files = [RenderedFile(f"/{path}", text) for path, text in sorted(texts.items()) if text.strip()]
+    files = [
+        RenderedFile(f"/{path}", text, secret=_secret(text, board) or path.endswith(PRIVATE_SUFFIX))
+        for path, text in sorted(texts.items())
+        if text.strip()
+    ]
     identity = {
         "image": board.image,
         "recipe": recipe_digest(image),
         "device": board.host_name,
-        "files": {file.path: file.sha256 for file in files},
+        # A secret is no part of what the login user can look at there.
+        "files": {file.path: file.sha256 for file in files if not file.secret},
     }
     return (*files, RenderedFile(IDENTITY, json.dumps(identity, indent=1) + "\n"))
 
@@ -138,13 +153,19 @@ def _environment(root: Path) -> Any:
         loader=places, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True,
         lstrip_blocks=True, autoescape=False,  # noqa: S701 -- nothing here is HTML; `yaml` and `shell` quote
     )  # fmt: skip
-    made.filters |= {"yaml": _yaml, "shell": lambda word: shlex.quote(str(word))}
+    made.filters |= {"yaml": _yaml, "shell": lambda word: shlex.quote(str(word)), "keyfile": _keyfile}
     return made
 
 
 def _yaml(value: object) -> str:
     """A scalar, or a list or mapping, as YAML on one line: JSON is YAML."""
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def _keyfile(value: str) -> str:
+    """A value in a file of NetworkManager's: of GLib's key files, where only the blanks at the start need a word."""
+    escaped = value.replace("\\", "\\\\")
+    return "\\s" * (len(escaped) - len(escaped.lstrip(" "))) + escaped.lstrip(" ")
 
 
 def _files_below(root: Path) -> list[Path]:
@@ -155,7 +176,9 @@ def _files_below(root: Path) -> list[Path]:
 def _secret(text: str, board: Board) -> bool:
     body = "".join(board.host_key.private.splitlines()[1:2])
     password = board.wifi_password
-    return body in text or (password is not None and (password in text or _yaml(password) in text))
+    return body in text or (
+        password is not None and any(form in text for form in (password, _yaml(password), _keyfile(password)))
+    )
 
 
 def _manifest(board: Board, image: Image, files: list[RenderedFile]) -> str:

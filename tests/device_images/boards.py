@@ -46,5 +46,19 @@ GOLDEN = {
         "ubuntu_24_04_raspberry_pi", profile("raspberry_pi_4b_4gb"), address="192.0.2.12/24", gateway="192.0.2.1",
         name_servers=("192.0.2.1",), interface="eth0", timezone="Europe/Berlin",
     ),
+    "jetson_orin_jetpack_6_super": lambda: board(
+        "jetson_orin_jetpack_6", profile("jetson_orin_nano_8gb"), power_mode="MAXN_SUPER", timezone="Europe/Berlin",
+        time_servers=("192.0.2.1",),
+    ),
+    "jetson_orin_jetpack_6_agx_as_nx_by_wifi": lambda: board(
+        "jetson_orin_jetpack_6", profile("jetson_agx_orin_as_orin_nx_8gb"), wifi="lab; net", country="DE",
+        wifi_password=WIFI_PASSWORD,
+    ),
+    "jetson_orin_jetpack_7": lambda: board("jetson_orin_jetpack_7", profile("jetson_orin_nx_16gb"), power_mode="15W"),
+    "jetson_xavier_nx_jetpack_5_at_an_address": lambda: board(
+        "jetson_xavier_nx_jetpack_5", profile("jetson_xavier_nx_16gb"), address="192.0.2.13/24", gateway="192.0.2.1",
+        name_servers=("192.0.2.1", "192.0.2.2"), interface="eth0", power_mode="MODE_15W_6CORE",
+    ),
+    "jetson_nano_jetpack_4": lambda: board("jetson_nano_jetpack_4", profile("jetson_nano_2gb"), power_mode="MAXN"),
     "debian_trixie": lambda: board("debian_trixie", VIRTUAL, time_servers=("192.0.2.2:1123",)),
 }  # fmt: skip

@@ -73,7 +73,10 @@ def test_any_board_of_a_profile_is_rendered(image, lab):
         (["pi-2"], "needs a name and a password"),
         (["far"], "198.51.100.1 is not in the network"),
         (["raspberry_pi_4b_4gb"], "nobody could log in"),
-        (["jetson_orin_nano_8gb", "--authorized-key", "{lab}/login.pub"], "there is no image for the profile"),
+        (
+            ["jetson_orin_nano_8gb", "--image", "jetson_nano_jetpack_4", "--authorized-key", "{lab}/login.pub"],
+            "is not for",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_message_and_nothing_is_written(image, lab, words, message):
@@ -127,4 +130,4 @@ def test_what_is_rendered_is_right_as_its_own_tools_see_it(name, image, lab):
     write(render(GOLDEN[name]()), lab / "card")
     code, said = image("check", lab / "card", "--strict")
     assert code == 0, said
-    assert "cloud-init schema" in said
+    assert "cloud-init schema" in said or "shellcheck" in said
