@@ -8,6 +8,7 @@ What would take minutes is typed in another form, and what is put in its place i
 - an experiment that comes along is named by its file;
 - a frontier is that of a small model, on one device;
 - a meter is looked at for a second;
+- a board's image is rendered with a public key of the tests;
 - RUN is a run that is there: small, real, done once for all pages.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 import yaml
 
 from testbed.data_sources import DOCSTRINGS
+from tests.device_images.boards import PUBLIC_KEY
 from tests.lab_runs import Desk, Said
 from tests.pages import ROOT, ShownFile, Typed
 
@@ -93,6 +95,8 @@ class PageDesk(Desk):
         if words[0] == "frontier":
             typed += ["--model", str(self._tiny / "model"), "--only", "raspberry-pi-4"]
             typed += [] if "--length" in words else ["--length", "32"]  # as much as that model takes
+        if words[:2] == ("image", "render"):
+            typed += ["--authorized-key", str(PUBLIC_KEY)]
         if words[0] == "meter":
             typed += ["--seconds", "1"]
         return typed

@@ -19,6 +19,8 @@ from tests.pages import PAGES, ROOT, ShownFile, Typed, commands_of, steps_of
 #: Beginning of a command, or an option of it → why it is not typed here.
 NOT_HERE = {
     "--confirm": "real jobs that look for a limit: tests/test_frontier.py",
+    "--python-archive": "needs a board with an old Python: tests/test_python_archive.py",
+    "--rootfs-archive": "needs a board with an old glibc: tests/provision/test_environment.py",
     "calibrate": "needs two live meters and half a minute: tests/test_meter_commands.py",
     "dashboards": "starts Prometheus: tests/test_dashboards.py",
     "evaluate": "needs a language model and questions: tests/evaluation",
@@ -28,6 +30,7 @@ NOT_HERE = {
     "power": "needs a plug that switches: tests/test_meter_commands.py",
     "report claim.yaml": "needs the runs of an experiment that is only planned here: tests/reports",
     "report quickstart": "needs forty minutes of runs: tests/reports",
+    "run-method fedpruner --inventory old.yaml": "needs boards of JetPack 4 and 5, which the lab's are not",
     "run-method mymethod": "the method is the reader's own",
 }
 #: Commands that ask boards, whatever their options are.
