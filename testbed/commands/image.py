@@ -132,3 +132,35 @@ def check(folder: Path, strict: bool, as_json: bool) -> int:
         show(table(("file", "looked at", "verdict", ""), rows))
         click.echo(f"{len(findings)} looks, {len(bad)} wrong")
     return 1 if bad else 0
+
+
+@command.command("build")
+@click.argument("folder", metavar="DIR", type=_FILE)
+@click.option("-o", "--output", metavar="FILE", type=_FILE, required=True, help="The image that is made.")
+@click.option("--base", metavar="FILE", type=_FILE, help="The publisher's image, as it was downloaded.")
+@click.option(
+    "--checksums", metavar="FILE", type=_FILE,
+    help="The publisher's file of checksums, which BASE is compared with [default: the catalogue's checksum].",
+)  # fmt: skip
+def build(folder: Path, output: Path, base: Path | None, checksums: Path | None) -> None:
+    """Build the whole image of a board from the files that `testbed image render` wrote into DIR.
+
+    It holds the board's SSH host key, as DIR does: it is yours alone.  DIR is checked first, and BASE is compared with
+    its checksum.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from testbed.device_images.build import build as built
+    from testbed.device_images.render import KNOWN_HOSTS
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("checking", total=None)
+        lines = built(
+            folder, output, base=base, checksums=checksums,
+            tell=lambda text, done, total: bars.update(bar, description=text, completed=done, total=total),
+        )  # fmt: skip
+    for line in lines:
+        click.echo(line)
+    click.echo(f"so that it is known: cat {folder / KNOWN_HOSTS} >> ~/.ssh/known_hosts")

@@ -40,7 +40,7 @@ class Finding:
 
 def check(folder: Path) -> tuple[Finding, ...]:
     """Every look at every file; raises UsageError for a folder that was not rendered."""
-    manifest = _manifest(folder)
+    manifest = read_manifest(folder)
     findings = [*_as_rendered(folder, manifest), _recipe(manifest), _privacy(folder)]
     for name in sorted(manifest["files"]):
         path = folder / name
@@ -50,7 +50,8 @@ def check(folder: Path) -> tuple[Finding, ...]:
 
 
 # ── the folder ───────────────────────────────────────────────────────────────────────────────────────────────────────
-def _manifest(folder: Path) -> Mapping[str, Any]:
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """What was rendered into a folder: image, state of the recipe, digests; raises UsageError for any other folder."""
     try:
         told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): str(digest) for name, digest in told["files"].items()}
