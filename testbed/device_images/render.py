@@ -40,6 +40,8 @@ KNOWN_HOSTS = "known_hosts"
 ROOTFS_OVERLAY = "rootfs_overlay"
 #: NetworkManager takes no connection that others may read.
 PRIVATE_SUFFIX = ".nmconnection"
+#: Below a recipe, for whoever bakes with that tool: nothing of it is in what is rendered.
+_OTHER_TOOLS = "rpi-image-gen"
 _TEMPLATE = ".jinja"
 
 
@@ -169,7 +171,10 @@ def _keyfile(value: str) -> str:
 
 
 def _files_below(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    left_out = {"__pycache__", _OTHER_TOOLS}
+    return sorted(
+        path for path in root.rglob("*") if path.is_file() and left_out.isdisjoint(path.relative_to(root).parts)
+    )
 
 
 # ── the folder ───────────────────────────────────────────────────────────────────────────────────────────────────────
