@@ -14,6 +14,7 @@ from testbed.node import limits
 from tests.browser.chromium import why_no_browser
 from tests.dashboards.server import why_no_npm, why_no_prometheus
 from tests.lab_runs import boards_put_right, on_this_machine, study, undisturbed  # noqa: F401 -- fixtures
+from tests.machines.machine_lab import machine, why_no_vm  # noqa: F401 -- a fixture
 from tests.meters.jtop_server import why_no_jtop
 from tests.ssh_server import why_no_sshd
 from tests.virtual_lab import boards, plain_lab, why_no_lab  # noqa: F401 -- fixtures
@@ -49,10 +50,17 @@ NEEDS = {
     "browser": (why_no_browser, "open a page in Chromium"),
     "npm": (why_no_npm, "install packages of npm"),
     "prometheus": (why_no_prometheus, "start a Prometheus server"),
+    "vm": (why_no_vm, "make a virtual machine"),
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests that take up to an hour, too")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("long") and not item.config.getoption("--long"):
+        pytest.skip("takes up to an hour: --long runs it")
     for marker, (why_not, ability) in NEEDS.items():
         if item.get_closest_marker(marker) is None or (reason := why_not()) is None:
             continue

@@ -21,7 +21,7 @@ from testbed.device_images.check import WRONG, check, read_manifest
 from testbed.errors import UsageError
 
 #: Recipe → the module of this package that builds it.
-_BUILDERS = {"raspberry_pi_os": "raspberry_pi", "ubuntu_raspberry_pi": "raspberry_pi", "debian": "debian"}
+_BUILDERS = {"raspberry_pi_os": "raspberry_pi", "ubuntu_raspberry_pi": "raspberry_pi", "debian": "virtual_board"}
 _UNFINISHED = ".part"
 
 Builder = Callable[["Order", Path, Progress], tuple[str, ...]]
@@ -34,6 +34,7 @@ class Order:
     folder: Path
     files: tuple[str, ...]  # that were rendered into it, by their paths there
     image: Image
+    architecture: str  # the kernel's name, "aarch64"
     output: Path
     base: Path | None = None
     checksums: Path | None = None
@@ -51,7 +52,7 @@ def build(
     builder = _builder(folder, image)
     _refuse_output(output, base)
     _refuse_changed(folder)
-    order = Order(folder, tuple(manifest["files"]), image, output, base, checksums)
+    order = Order(folder, tuple(manifest["files"]), image, manifest["architecture"], output, base, checksums)
     with _whole(output) as part:
         return builder(order, part, tell)
 

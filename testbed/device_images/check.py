@@ -55,7 +55,7 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
     try:
         told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): str(digest) for name, digest in told["files"].items()}
-        return {"image": str(told["image"]), "recipe": str(told["recipe"]), "files": files}
+        return {**{name: str(told[name]) for name in ("image", "recipe", "architecture")}, "files": files}
     except FileNotFoundError:
         raise UsageError(f"{folder} has no {MANIFEST}: it was not made by `testbed image render`") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from testbed.cache import cache_folder
 from testbed.device_images import catalogue
 from testbed.errors import UsageError
+from testbed.programs import lacking, run
 
 if TYPE_CHECKING:
     from testbed.provision.step import Say
@@ -96,8 +97,8 @@ def build(architecture: str, say: Say) -> DebianImage:
 
 def check_machine(architecture: str) -> None:
     """Raises UsageError where the image cannot be built here."""
-    lacking = [f"{tool} (package {package})" for tool, package in _TOOLS.items() if shutil.which(tool) is None]
-    problems = [f"there is no {', no '.join(lacking)}"] if lacking else []
+    missing = lacking(_TOOLS)
+    problems = [f"there is no {', no '.join(missing)}"] if missing else []
     if os.geteuid() != 0:
         problems.append("a root file system has files of many users, which only root may write: use sudo")
     if architecture != ARCHITECTURES.get(platform.machine()) and not _runs(architecture):
@@ -148,8 +149,8 @@ def _make(image: DebianImage, say: Say) -> None:
         say("writing the disk")
         for name, target in (("vmlinuz", image.kernel), ("initrd.img", image.initrd)):
             shutil.copyfile(_linked(root, name), target)
-        _run(["mke2fs", "-q", "-t", "ext4", "-L", "edge-root", "-d", str(root), str(draft), _DISK_SIZE])
-        _run(["qemu-img", "convert", "-O", "qcow2", str(draft), f"{image.disk}.part"])
+        run(["mke2fs", "-q", "-t", "ext4", "-L", "edge-root", "-d", str(root), str(draft), _DISK_SIZE])
+        run(["qemu-img", "convert", "-O", "qcow2", str(draft), f"{image.disk}.part"])
         image.disk.with_name(f"{image.disk.name}.part").replace(image.disk)
     finally:
         shutil.rmtree(root, ignore_errors=True)
@@ -165,9 +166,8 @@ def _install(root: Path, architecture: str, say: Say) -> None:
     base = _base()
     lines = (line.partition("#")[0].strip() for line in (base / "packages.txt").read_text("utf-8").splitlines())
     packages = [f"linux-image-cloud-{architecture}", *filter(None, lines)]
-    command = [
-        *_ALONE,
-        *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"),
+    words = [
+        *("--mode=root", "--variant=minbase", "--format=directory"),
         *(f"--architectures={architecture}", f"--include={','.join(packages)}"),
         *("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*"),
         *("--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=force-unsafe-io"),
@@ -176,25 +176,21 @@ def _install(root: Path, architecture: str, say: Say) -> None:
         *(SUITE, str(root)),
     ]
     shutil.rmtree(root, ignore_errors=True)
-    _run(command, say)
+    _mmdebstrap(words, say)
 
 
-def _run(command: list[str], say: Say | None = None) -> None:
-    """Raises UsageError with the last that the program said."""
+def _mmdebstrap(words: list[str], say: Say) -> None:
+    """Tells its progress; raises UsageError with the last that it said."""
     process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
+        [*_ALONE, "mmdebstrap", *words],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+    )  # fmt: skip
     last = ""
     with process:
         assert process.stderr is not None
         for line in process.stderr:
             last = line.strip() or last
-            if say is not None and line.startswith("I: "):
+            if line.startswith("I: "):
                 say(line[3:].strip())
     if process.returncode:
-        raise UsageError(f"{command[0]} failed ({process.returncode}): {last}")
+        raise UsageError(f"mmdebstrap failed ({process.returncode}): {last}")

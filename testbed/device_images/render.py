@@ -192,6 +192,7 @@ def _manifest(board: Board, image: Image, files: list[RenderedFile]) -> str:
         "recipe": recipe_digest(image),
         "device": board.host_name,
         "profile": board.profile.name,
+        "architecture": board.profile.architecture,
         "files": {file.path: file.sha256 for file in files},
     }
     return json.dumps(told, indent=1) + "\n"

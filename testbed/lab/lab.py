@@ -29,9 +29,10 @@ from testbed.lab.host import NamespaceHost, keepers_of, launch
 from testbed.lab.machines.spec import MachineLabSpec
 from testbed.lab.network import make_bridge, remove_links
 from testbed.lab.persona import Face, load_persona
-from testbed.lab.preflight import check_machine, program
+from testbed.lab.preflight import check_machine
 from testbed.lab.spec import GROUP_PREFIX, INTERFACE_PREFIX, LAB_FILE, HostFolder, HostSpec, LabSpec, lab_id
 from testbed.lab.wish import LabWish, choose_hosts
+from testbed.programs import find
 from testbed.spelling import did_you_mean
 
 _FILES = (INVENTORY, SSH_CONFIG, KNOWN_HOSTS, KEY, f"{KEY}.pub", LAB_FILE)
@@ -65,7 +66,7 @@ class Lab:
             shape=wish.shape,
             delay_by=delay_by,
             boot_delay_seconds=wish.boot_delay_seconds,
-            sshd=program("sshd") or "sshd",
+            sshd=find("sshd") or "sshd",
             exposed=interpreter_folders(folder),
         )
         lab = cls(folder, spec)

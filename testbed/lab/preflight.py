@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,9 +12,8 @@ from testbed.errors import LabError
 from testbed.lab.groups import memory_version
 from testbed.lab.link import LinkShape
 from testbed.lab.network import overlapping
+from testbed.programs import SEARCH_PATH, find
 
-#: Where programs of root are, whatever the caller's PATH says.
-SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PACKAGES = {
     "ip": "iproute2", "tc": "iproute2", "sshd": "openssh-server", "ssh-keygen": "openssh-client", "sudo": "sudo",
     "unshare": "util-linux", "nsenter": "util-linux", "mount": "mount",
@@ -32,11 +30,6 @@ tc qdisc add dev lo root netem delay 1ms && echo netem ok
 ip tuntap add dev t0 mode tap && echo tap ok
 """
 _NAMESPACES = ("--mount", "--net", "--uts", "--ipc", "--pid", "--cgroup", "--fork")
-
-
-def program(name: str) -> str | None:
-    """Where a program is."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SEARCH_PATH}")
 
 
 def check_machine(folder: Path, shape: LinkShape, subnet: str) -> str:
@@ -60,9 +53,9 @@ def _lacking_rights() -> Iterator[str]:
 
 def _lacking_programs() -> Iterator[str]:
     for name, package in _PACKAGES.items():
-        if program(name) is None:
+        if find(name) is None:
             yield f"there is no `{name}`: install the package {package} (Debian, Ubuntu: apt-get install {package})"
-    sudo = program("sudo")
+    sudo = find("sudo")
     if sudo is not None and os.statvfs(sudo).f_flag & os.ST_NOSUID:
         yield f"{sudo} lies on a file system mounted with nosuid, where it cannot give anybody root"
 

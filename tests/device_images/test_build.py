@@ -192,7 +192,7 @@ def test_a_jetson_is_flashed(desk, build, monkeypatch):
 def test_each_recipe_is_built_by_its_module(desk, build, monkeypatch):
     """What builds a Debian image is a module of its own; any that has `build` will do."""
     rendered(desk / "cards/board-1", "debian_trixie")
-    module = ModuleType("testbed.device_images.debian")
+    module = ModuleType("testbed.device_images.virtual_board")
     module.__spec__ = sys.__spec__
     module.build = lambda order, part, tell: (part.write_text(order.image.recipe), (f"made {order.output}",))[1]
     monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -152,7 +152,7 @@ def test_without_a_lab_every_command_says_so(tmp_path, capsys):
 
 
 def test_all_that_is_lacking_is_told_at_once_before_anything_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "SEARCH_PATH", str(tmp_path))
+    monkeypatch.setattr("testbed.programs.SEARCH_PATH", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(LabError) as error:

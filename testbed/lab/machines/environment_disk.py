@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from testbed.cache import cache_folder
 from testbed.device_images.debian import ARCHITECTURES
 from testbed.errors import UsageError
+from testbed.programs import run
 from testbed.provision import wheels
 from testbed.provision.environment_torch import CPU, PYPI, TorchBuild
 from testbed.provision.step import Say
@@ -69,8 +69,8 @@ def _make(found: tuple[Wheel, ...], target: Target, disk: Path, say: Say) -> Non
         _unpack(found, target, tree / "env")
         say("writing the disk of Python packages")
         size = sum(path.lstat().st_size for path in tree.rglob("*")) * 5 // 4 + _ROOM_BYTES
-        _run(["mke2fs", "-q", "-t", "ext4", "-L", LABEL, "-d", str(tree), str(draft), f"{size >> 10}k"])
-        _run(["qemu-img", "convert", "-O", "qcow2", str(draft), f"{draft}.qcow2"])
+        run(["mke2fs", "-q", "-t", "ext4", "-L", LABEL, "-d", str(tree), str(draft), f"{size >> 10}k"])
+        run(["qemu-img", "convert", "-O", "qcow2", str(draft), f"{draft}.qcow2"])
         Path(f"{draft}.qcow2").replace(disk)
     finally:
         shutil.rmtree(tree, ignore_errors=True)
@@ -82,7 +82,7 @@ def _unpack(found: tuple[Wheel, ...], target: Target, environment: Path) -> None
     packages = environment / "lib" / f"python{target.python}" / "site-packages"
     packages.mkdir(parents=True)
     platforms = [word for platform in target.platforms for word in ("--platform", platform)]
-    _run([
+    run([
         *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-index"),
         *("--no-deps", "--no-compile", "--only-binary=:all:", "--implementation", "cp"),
         *("--python-version", target.python, *platforms, "--target", str(packages)),
@@ -95,9 +95,3 @@ def _unpack(found: tuple[Wheel, ...], target: Target, environment: Path) -> None
     if os.geteuid() == 0:
         for path in (environment, *environment.rglob("*")):
             os.lchown(path, _FIRST_USER, _FIRST_USER)
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        raise UsageError(f"the disk of Python packages cannot be made: {command[0]}: {done.stderr.strip()[-400:]}")

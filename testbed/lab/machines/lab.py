@@ -176,17 +176,12 @@ def _free_ports(count: int) -> list[int]:
 # ── the time server ──────────────────────────────────────────────────────────────────────────────────────────────────
 def _start_time_server(folder: Path, port: int) -> None:
     """As a process of its own, that outlives this one; raises LabError."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "testbed.lab.machines.time_server", str(port)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stderr is not None
-    with process.stdout, process.stderr:
-        if process.stdout.readline().strip() != "ready":
-            said = process.stderr.read().strip().splitlines() or ["it said nothing"]
-            raise LabError(f"the lab's time server does not start: {said[-1]}")
-    record = json.dumps(asdict(ProcessIdentity.of(process.pid)))
+    command = [sys.executable, "-m", "testbed.lab.machines.time_server", str(port)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise LabError(f"the lab's time server does not start: {said[-1]}")
+    record = json.dumps(asdict(ProcessIdentity.of(int(done.stdout))))
     (folder / _TIME_SERVER).write_text(record + "\n", encoding="utf-8")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 from testbed.config import load_image_settings, load_inventory
@@ -10,11 +9,11 @@ from testbed.device_images.board import DEFAULT_USER, board_of
 from testbed.device_images.debian import ARCHITECTURES
 from testbed.device_images.host_key import HostKey
 from testbed.device_images.render import render, write
-from testbed.errors import LabError
 from testbed.lab.access import INVENTORY, KEY, KNOWN_HOSTS, PROFILES, SSH_CONFIG, format_exactly
 from testbed.lab.furnish import make_key
 from testbed.lab.machines.environment_disk import PYTHON, environment_disk
 from testbed.lab.machines.spec import CONTROLLER, LOOPBACK, MachineFolder, MachineLabSpec, MachineSpec
+from testbed.programs import run
 from testbed.provision.step import Say
 
 PROFILE = "virtual_board_{}"
@@ -60,18 +59,12 @@ def _make_seed(folder: MachineFolder) -> None:
     """A FAT disk labelled CIDATA: cloud-init's NoCloud looks for that."""
     files = [str(folder.rendered / "seed" / name) for name in _SEED_FILES]
     folder.seed.touch(mode=0o600)  # it has the board's host key
-    _run(["mformat", "-C", "-i", str(folder.seed), "-v", "CIDATA", "-T", "2880", "::"])
-    _run(["mcopy", "-i", str(folder.seed), *files, "::"])
+    run(["mformat", "-C", "-i", str(folder.seed), "-v", "CIDATA", "-T", "2880", "::"])
+    run(["mcopy", "-i", str(folder.seed), *files, "::"])
 
 
 def _overlay(base: Path, disk: Path) -> None:
-    _run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(disk)])
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        raise LabError(f"the board's disks cannot be made: {' '.join(command)}: {done.stderr.strip()}")
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(disk)])
 
 
 def _profile(lab: MachineLabSpec) -> str:

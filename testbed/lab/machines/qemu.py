@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from testbed.errors import UsageError
 from testbed.lab.machines.qmp import SOCKET
 from testbed.lab.machines.spec import LOOPBACK, MachineFolder
 from testbed.lab.spec import lab_id
+from testbed.programs import lacking
 
 if TYPE_CHECKING:
     from testbed.lab.machines.spec import MachineLabSpec, MachineSpec
@@ -44,9 +44,8 @@ def check_machine(architecture: str) -> None:
     if architecture not in _MACHINES:
         raise UsageError(f"--architecture: expected one of {', '.join(_MACHINES)}, got {architecture!r}")
     tools = {**_TOOLS, _MACHINES[architecture].program: _MACHINES[architecture].package}
-    lacking = [f"{tool} (package {package})" for tool, package in tools.items() if shutil.which(tool) is None]
-    if lacking:
-        raise UsageError(f"virtual machines need {', '.join(lacking)}, and this machine has none; install it")
+    if missing := lacking(tools):
+        raise UsageError(f"virtual machines need what is not on this machine: {', '.join(missing)}; install it")
 
 
 def can_accelerate(architecture: str) -> bool:

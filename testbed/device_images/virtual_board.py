@@ -1,0 +1,58 @@
+"""The image of a virtual board: the Debian one, with the board's files where cloud-init looks for them on a disk."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+from testbed.device_images import debian
+from testbed.device_images.base import Progress
+from testbed.device_images.build import Order
+from testbed.errors import UsageError
+from testbed.programs import find, lacking, run
+
+_TOOLS = {"debugfs": "e2fsprogs", "qemu-img": "qemu-utils"}
+_SEED = "seed"
+_ON_DISK = "/var/lib/cloud/seed/nocloud"
+
+
+def build(order: Order, part: Path, tell: Progress) -> tuple[str, ...]:
+    """A disk in qcow2 that boots as this very board; QEMU is given the kernel beside it, there is no boot loader."""
+    if order.base is not None or order.checksums is not None:
+        raise UsageError(
+            f"{order.image.title}: it is built from Debian's packages; it takes no --base and no --checksums"
+        )
+    if missing := lacking(_TOOLS):
+        raise UsageError(f"the disk cannot be written here: there is no {', no '.join(missing)}")
+    image = debian.build(debian.ARCHITECTURES[order.architecture], lambda text: tell(text, 0, 0))
+    raw = part.with_name(f"{part.name}.raw")
+    try:
+        raw.touch(mode=0o600)
+        tell("writing the board's files", 0, 0)
+        run(["qemu-img", "convert", "-O", "raw", str(image.disk), str(raw)])
+        _seed(raw, order.folder / _SEED)
+        run(["qemu-img", "convert", "-c", "-O", "qcow2", str(raw), str(part)])
+    finally:
+        raw.unlink(missing_ok=True)
+    return (
+        f"{order.output}: {order.image.title}, {image.architecture}",
+        f"QEMU boots it with: -kernel {shlex.quote(str(image.kernel))} -initrd {shlex.quote(str(image.initrd))}",
+        "                    -append 'root=/dev/vda rw' -drive if=virtio,file=…",
+    )
+
+
+def _seed(disk: Path, files: Path) -> None:
+    """Without mounting: debugfs writes into the file system, and says on stderr what it could not do."""
+    names = sorted(path.name for path in files.iterdir())
+    lines = [f"mkdir {_ON_DISK.rpartition('/')[0]}", f"mkdir {_ON_DISK}", f"cd {_ON_DISK}"]
+    for name in names:
+        lines += [f"write {name} {name}", *(f"sif {name} {what}" for what in ("mode 0100600", "uid 0", "gid 0"))]
+    command = [find("debugfs") or "debugfs", "-w", "-f", "-", str(disk.absolute())]
+    done = subprocess.run(
+        command, input="\n".join(lines) + "\n", capture_output=True, text=True, cwd=files, check=False
+    )  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("debugfs ")]
+    problems = [line for line in said if "exists" not in line]  # a folder that is there already
+    if done.returncode or problems:
+        raise UsageError(f"the board's files cannot be written into the disk: {'; '.join(problems) or done.returncode}")
