@@ -8,7 +8,9 @@ preparation.py       inventory, keys, rendered files, disks: what a machine is s
 environment_disk.py  a second disk with Python packages, so that nothing is installed inside
 qemu.py              the command that starts a machine
 qmp.py               QEMU's own protocol: freeze, unplug, switch off
+link.py              bandwidth, delay and loss, by the machine's own kernel
 time_server.py       the lab's clock, which the boards' chrony asks
+clock.py             … as a process
 host.py              one machine and the verbs of `testbed.lab.host.LabHost`
 lab.py               bring such a lab up, find it again, take it down
 """

@@ -6,10 +6,10 @@ environment of the board's own Python: the wheels that `testbed provision` would
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.cache import cache_folder
@@ -30,35 +30,52 @@ _FIRST_USER = 1000
 _ROOM_BYTES = 512 << 20  # for them
 
 
+@dataclass(frozen=True)
+class _Packages:
+    """What is on such a disk: the lock's wheels and a build of torch."""
+
+    target: Target
+    torch: TorchBuild
+    architecture: str
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return wheels.requirements(wheels.lock_file(), self.target, self.torch.beside)
+
+    @property
+    def disk(self) -> Path:
+        key = wheels.fingerprint((*self.lines, self.torch.requirement))[:16]
+        return cache_folder() / "images" / f"environment-{self.architecture}-{key}.qcow2"
+
+    def gather(self, say: Say) -> tuple[Wheel, ...]:
+        return wheels.gather(self.lines, self.torch, self.target, None, say)
+
+
 def environment_disk(architecture: str, say: Say) -> Path:
-    """The disk, in qcow2, out of the cache if it is there; raises UsageError where wheels cannot be had."""
+    """The disk, in qcow2, out of the cache if it is there; raises UsageError where wheels cannot be had.
+
+    Torch comes from its own index; on arm64 from PyPI where that is out of reach.
+    """
     machine = next(machine for machine, name in ARCHITECTURES.items() if name == architecture)
     target = Target(_VERSION, machine, _GLIBC)
-    found = _gathered(target, say)
-    disk = cache_folder() / "images" / f"environment-{architecture}-{_digest(found)}.qcow2"
-    if not disk.is_file():
-        _make(found, target, disk, say)
-    return disk
+    choices = [_Packages(target, build, architecture) for build in (CPU, PYPI) if machine in build.machines]
+    for packages in choices:
+        if packages.disk.is_file():
+            return packages.disk
+    packages, found = _gathered(choices, say)
+    _make(found, target, packages.disk, say)
+    return packages.disk
 
 
-def _gathered(target: Target, say: Say) -> tuple[Wheel, ...]:
-    """With torch from its own index; on arm64 from PyPI where that is out of reach."""
+def _gathered(choices: list[_Packages], say: Say) -> tuple[_Packages, tuple[Wheel, ...]]:
+    first, *others = choices
     try:
-        return _with(CPU, target, say)
+        return first, first.gather(say)
     except UsageError as error:
-        if target.machine not in PYPI.machines:
+        if not others:
             raise UsageError(f"{error}; or make the lab with --no-environment") from None
-        say(f"{error}; trying {PYPI.index}")
-    return _with(PYPI, target, say)
-
-
-def _with(build: TorchBuild, target: Target, say: Say) -> tuple[Wheel, ...]:
-    lines = wheels.requirements(wheels.lock_file(), target, build.beside)
-    return wheels.gather(lines, build, target, None, say)
-
-
-def _digest(found: tuple[Wheel, ...]) -> str:
-    return hashlib.sha256("".join(wheel.sha256 for wheel in found).encode()).hexdigest()[:16]
+        say(f"{error}; trying {others[0].torch.index}")
+    return _gathered(others, say)
 
 
 def _make(found: tuple[Wheel, ...], target: Target, disk: Path, say: Say) -> None:

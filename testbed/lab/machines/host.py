@@ -18,7 +18,7 @@ from testbed.errors import LabError
 from testbed.lab.access import SSH_CONFIG
 from testbed.lab.host import HostState
 from testbed.lab.link import LinkShape
-from testbed.lab.machines import link
+from testbed.lab.machines import clock, link
 from testbed.lab.machines.qemu import command
 from testbed.lab.machines.qmp import QmpError, connected
 from testbed.lab.machines.spec import LOOPBACK, MachineFolder, MachineLabSpec, MachineSpec
@@ -28,6 +28,7 @@ from testbed.process_identity import ProcessIdentity
 BOOT_SECONDS = 900.0
 _ANSWER_SECONDS = 5.0
 _CONSOLE_SECONDS = 300.0
+_SSH_FAILED = 255  # the exit code of ssh itself
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class VirtualMachineHost:
                 f"host {self.name} cannot start: the image that its disk is changes to is gone ({self._lab.image}); "
                 "`testbed lab down` removes the lab"
             )
+        clock.ensure(self.folder.lab, self._lab.time_port)
         done = subprocess.run(
             command(self._lab, self.spec, self.folder),
             cwd=self.folder.path, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
@@ -111,9 +113,17 @@ class VirtualMachineHost:
             time.sleep(0.2)  # a port cannot be waited for
 
     def wait_configured(self) -> None:
-        """Wait until cloud-init has done what the rendered files ask for; raises LabError with what it says."""
-        self.wait_up()
-        done = self.console(["cloud-init", "status", "--wait", "--long"], BOOT_SECONDS)
+        """Wait until cloud-init has done what the rendered files ask for; raises LabError with what it says.
+
+        A login is refused until the boot is over, and one that is about to be let in is cut off when cloud-init has the
+        SSH server read its files again.
+        """
+        deadline = time.monotonic() + BOOT_SECONDS
+        while True:
+            self.wait_up(deadline - time.monotonic())
+            done = self.console(["cloud-init", "status", "--wait", "--long"], BOOT_SECONDS)
+            if done.returncode != _SSH_FAILED or time.monotonic() > deadline:
+                break
         if done.returncode:
             told = done.stdout.strip() or done.stderr.strip()
             raise LabError(f"host {self.name} is not as its files want it: {told}\nsee {self.folder.console}")

@@ -8,15 +8,12 @@ with MachineLab.up(folder, MachineWish(devices=1)) as lab:
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,12 +23,12 @@ from testbed.device_images.debian import DebianImage
 from testbed.errors import LabError, UsageError
 from testbed.lab.access import INVENTORY, KEY, KNOWN_HOSTS, PROFILES, SSH_CONFIG, give_to_user
 from testbed.lab.link import LinkShape
+from testbed.lab.machines import clock
 from testbed.lab.machines.host import VirtualMachineHost
 from testbed.lab.machines.preparation import PROFILE, prepare
 from testbed.lab.machines.qemu import can_accelerate, check_machine, process_name
 from testbed.lab.machines.spec import LOOPBACK, MachineLabSpec, MachineSpec
 from testbed.lab.spec import LAB_FILE
-from testbed.process_identity import ProcessIdentity
 from testbed.provision.step import Say
 from testbed.spelling import did_you_mean
 
@@ -39,8 +36,7 @@ DEFAULT_ARCHITECTURE = "arm64"
 DEFAULT_MEMORY_BYTES = 2 << 30
 SMALLEST_MEMORY_BYTES = 512 << 20
 _CORES = 2
-_TIME_SERVER = "time_server.json"
-_FILES = (INVENTORY, SSH_CONFIG, KNOWN_HOSTS, KEY, f"{KEY}.pub", _TIME_SERVER, LAB_FILE)
+_FILES = (INVENTORY, SSH_CONFIG, KNOWN_HOSTS, KEY, f"{KEY}.pub", clock.FILE, LAB_FILE)
 _FOLDERS = ("hosts", PROFILES)
 _END_SECONDS = 10.0
 
@@ -122,15 +118,9 @@ class MachineLab:
         )
         return f"Virtual machines ({self.spec.architecture}) by {by}. Links are shaped by each machine's own netem."
 
-    def ensure_clock(self) -> None:
-        """Start the time server that the boards ask, unless it runs."""
-        if (identity := _time_server(self.folder)) is None or not identity.alive:
-            _start_time_server(self.folder, self.spec.time_port)
-
     def _build(self, shape: LinkShape, say: Say) -> None:
         prepare(self.folder, self.spec, say)
         give_to_user(self.folder)
-        self.ensure_clock()
         for host in self.hosts:
             host.start()
         for host in self.hosts:
@@ -173,25 +163,6 @@ def _free_ports(count: int) -> list[int]:
         return [int(channel.getsockname()[1]) for channel in channels]
 
 
-# ── the time server ──────────────────────────────────────────────────────────────────────────────────────────────────
-def _start_time_server(folder: Path, port: int) -> None:
-    """As a process of its own, that outlives this one; raises LabError."""
-    command = [sys.executable, "-m", "testbed.lab.machines.time_server", str(port)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise LabError(f"the lab's time server does not start: {said[-1]}")
-    record = json.dumps(asdict(ProcessIdentity.of(int(done.stdout))))
-    (folder / _TIME_SERVER).write_text(record + "\n", encoding="utf-8")
-
-
-def _time_server(folder: Path) -> ProcessIdentity | None:
-    try:
-        return ProcessIdentity(**json.loads((folder / _TIME_SERVER).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
 # ── taking it down ───────────────────────────────────────────────────────────────────────────────────────────────────
 def take_down(folder: Path) -> None:
     """Remove all of a lab that is left: processes and files.  Raises LabError when there was nothing."""
@@ -220,9 +191,7 @@ def machines_of(folder: Path) -> list[int]:
 
 
 def _end_processes(folder: Path) -> None:
-    clock = _time_server(folder)
-    if clock is not None and clock.alive:
-        os.kill(clock.pid, signal.SIGTERM)
+    clock.end(folder)
     deadline = time.monotonic() + _END_SECONDS
     while machines := machines_of(folder):
         try:

@@ -1,0 +1,127 @@
+"""Rounds on a virtual Raspberry Pi 5: arm64, cgroup v2, its kernel's own netem, a clock that jumps, a reboot.
+
+    python -m pytest tests/machines/test_training.py --long -s
+
+Most of an hour where every instruction is emulated, and more for an image that is not in the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from testbed.lab.link import LinkShape
+from testbed.lab.machines.lab import MachineLab, MachineWish
+from testbed.store import RunFolder
+from tests.drills import wait_until
+from tests.lab_runs import Desk
+from tests.machines.machine_lab import MIB, why_not_whole
+from tests.tiny_lab import make_lab
+
+pytestmark = [pytest.mark.slow, pytest.mark.vm, pytest.mark.long, pytest.mark.timeout(3 * 3600)]
+ARCHITECTURE = "arm64"
+ROUNDS = 2
+PATIENCE_SECONDS = 1800.0
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("desk")
+    made = Desk(folder)
+    del made.variables["TESTBED_CACHE"]  # the image and its packages are kept for the next time
+    make_lab(folder)
+    return made
+
+
+@pytest.fixture(scope="module")
+def timings():
+    """What each step took here, printed at the end for the documentation."""
+    told = {}
+    yield told
+    print("\n" + json.dumps({name: round(seconds) for name, seconds in told.items()}, indent=1))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, timings):
+    if reason := why_not_whole(ARCHITECTURE):
+        pytest.skip(reason)
+    begun = time.monotonic()
+    wish = MachineWish(memory_bytes=2048 * MIB, architecture=ARCHITECTURE)
+    with MachineLab.up(tmp_path_factory.mktemp("machines") / "lab", wish, print) as lab:
+        timings["image, environment disk, boot, cloud-init"] = time.monotonic() - begun
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def provisioned(lab, desk, timings):
+    begun = time.monotonic()
+    said = desk.testbed("provision", "--inventory", lab.inventory)
+    timings["provision"] = time.monotonic() - begun
+    return said
+
+
+def words(lab, desk, *more):
+    folder = desk.folder
+    return [
+        "--inventory", lab.inventory, "--model", folder / "model", "--data", folder / "data.jsonl", "--data-set",
+        "text=body", "--data-set", "label=kind", "--length", "16", "--batch-size", "4", "--steps", "2", "--rounds",
+        ROUNDS, "--evaluate-every", ROUNDS, "--learning-rate", "0.02", "--idle-seconds", "0", "--runs",
+        folder / "runs", *more,
+    ]  # fmt: skip
+
+
+def the_run(desk, method):
+    [path] = (desk.folder / "runs").glob(f"{method}-*")
+    return RunFolder(path)
+
+
+def test_it_is_attested_and_provisioned_without_installing_anything(provisioned, lab, desk, timings):
+    assert "attestation: debian_trixie: 7 of 7 hold" in provisioned.text
+    begun = time.monotonic()
+    again = desk.testbed("provision", "--inventory", lab.inventory)
+    timings["provision again"] = time.monotonic() - begun
+    assert "1 device ready; nothing was changed" in again.text
+
+
+@pytest.mark.parametrize("method", ["lora", "fedpruner"])
+def test_a_run_keeps_its_cap_and_the_kernel_tells_the_peak(provisioned, lab, desk, timings, method):
+    """Behind a link of 20 ms each way."""
+    [board] = lab.hosts
+    board.shape(LinkShape(delay_seconds=0.02))
+    begun = time.monotonic()
+    desk.process("run-method", method, *words(lab, desk))
+    timings[f"{method}, {ROUNDS} rounds"] = time.monotonic() - begun
+    board.shape(LinkShape())
+    results = the_run(desk, method).results()
+    assert [result.outcome for result in results] == ["finished"] * len(results)
+    assert len(results) >= ROUNDS
+    for result in results:
+        peaks = [phase.peak for phase in result.measurement.phases]
+        assert {peak.sources["upper_bytes"] for peak in peaks} == {"cgroup2_peak"}
+        assert max(peak.upper_bytes for peak in peaks) <= result.measurement.limit_bytes
+        assert all(peak.lower_bytes <= peak.upper_bytes for peak in peaks)
+
+
+def test_a_clock_that_jumps_and_a_reboot_in_the_middle_are_survived(provisioned, lab, desk, timings):
+    """The board's clock goes back a day, then the board reboots while a job is there: the run ends all the same."""
+    [board] = lab.hosts
+    runs = desk.folder / "disturbed"
+    begun = time.monotonic()
+    with desk.started("run-method", "lora", *words(lab, desk, "--runs", runs)) as process:
+        wait_until(lambda: trains(board), PATIENCE_SECONDS)
+        assert board.console(["date", "--set", "-1 day"]).returncode == 0
+        board.reboot()
+        board.wait_up()
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    timings["lora with a reboot"] = time.monotonic() - begun
+    assert process.returncode == 0, out + err
+    [path] = runs.iterdir()
+    results = RunFolder(path).results()
+    assert any(result.outcome == "finished" for result in results)
+    assert all(0 < result.measurement.seconds < 3600 for result in results if result.finished)
+
+
+def trains(board):
+    return board.console(["pgrep", "-f", "testbed.node.trainer"]).returncode == 0
