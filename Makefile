@@ -18,7 +18,7 @@ INSTALL_LOCKED := $(PIP) install -qq --no-deps --require-hashes
 BUILD_DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Tests that measure or disturb real processes, one after the other; all others side by side.
-ALONE := slow or cgroup or sshd or lab or jtop or vm
+ALONE := (slow or cgroup or sshd or lab or jtop or vm) and not beside
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check docs lock schema clean
@@ -40,7 +40,7 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BUILD_DOCS)
-	$(BIN)/python -m pytest -m "not ($(ALONE))" -n auto
+	$(BIN)/python -m pytest -m "not ($(ALONE))" -n auto --dist loadgroup
 	$(BIN)/python -m pytest -m "$(ALONE)"
 
 $(VENV)/.python: Makefile

@@ -30,6 +30,8 @@ _HIDDEN = (
     "/root", "/home", "/var/tmp", "/var/mail", "/var/spool/cron",  # noqa: S108 -- the folder itself is meant
     "/etc/ssh", "/etc/sudoers.d", "/etc/systemd/system",
 )  # fmt: skip
+#: Of a service that this machine may run, and a host does not: seen there, it would be one that has stopped.
+_LEFT_OUT = ("/usr/bin/chronyc", "/usr/sbin/chronyd")
 _MOUNTED_OVER = ("/tmp", "/run", "/proc", "/sys", "/dev")  # noqa: S108 -- likewise
 _NOBODY = 65534
 _FIRST_PERSON = 1000
@@ -86,6 +88,7 @@ def furnish(upper: Path, lab: LabSpec, host: HostSpec, *, folder: Path, public_k
     _add_boot(upper)
     if face is not None:
         _put_on(upper, face)
+    _leave_out(upper)
 
 
 def interpreter_folders(folder: Path) -> tuple[str, ...]:
@@ -220,6 +223,14 @@ def _put_on(upper: Path, face: Face) -> None:
     face.put_on(upper)
     for target in sorted(path for path in upper.rglob("*") if path.is_dir() and path not in made):
         _copy_owner(Path("/", target.relative_to(upper)), target)
+
+
+def _leave_out(upper: Path) -> None:
+    """Let a host not see a program of this machine, unless its persona has one there."""
+    for path in filter(os.path.exists, _LEFT_OUT):
+        target = place(upper, path)
+        if not os.path.lexists(target):
+            os.mknod(target, stat.S_IFCHR, 0)  # an overlay's way to say that it is not there
 
 
 def _folders(root: Path) -> Iterator[Path]:

@@ -19,7 +19,9 @@ from testbed.task import evaluate_batches
 from tests.contract.settings import words_of
 from tests.tiny_lab import arguments, make_lab
 
-pytestmark = [pytest.mark.slow, pytest.mark.cgroup]
+# A cap holds whatever runs beside it: only a method's own two tests stay together, because they share its run.
+pytestmark = [pytest.mark.slow, pytest.mark.cgroup, pytest.mark.beside]
+METHODS = [pytest.param(name, marks=pytest.mark.xdist_group(f"cap {name}")) for name in sorted(all_methods())]
 ROUNDS = 4  # a method with stages has each of them
 _NOT_SETTLED = ("method", "dry_run", "as_json", "resume", "runs_dir")
 
@@ -53,7 +55,7 @@ def with_exactly(prepared, budget_bytes):
     return prepare(prepared.config, Inventory(tuple(devices)), lambda text: None)
 
 
-@pytest.fixture(scope="module", params=sorted(all_methods()))
+@pytest.fixture(scope="module", params=METHODS)
 def capped(request, lab):
     """A run of each method, with exactly the budget that the plan predicted: what was settled, and its folder."""
     with pytest.MonkeyPatch.context() as patch:

@@ -12,7 +12,7 @@ import pytest
 
 from testbed.cli import main
 from testbed.errors import LabError, UsageError
-from testbed.lab import preflight
+from testbed.lab import furnish, preflight
 from testbed.lab.host import keepers_of
 from testbed.lab.lab import Lab, take_down
 from testbed.lab.link import LinkShape
@@ -199,3 +199,11 @@ def test_wrong_wishes_exit_with_2(tmp_path, capsys):
 def test_a_host_that_is_not_there_is_told(tmp_path):
     with pytest.raises(UsageError, match="there is no persona"):
         Lab.up(tmp_path / "lab", LabWish(personas=("toaster",)))
+
+
+@lab_marker
+def test_a_service_of_this_machine_is_not_seen_on_a_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(furnish, "_LEFT_OUT", ("/usr/bin/yes", "/usr/bin/not-there"))
+    with virtual_lab(tmp_path / "lab", **PLAIN) as lab:
+        seen = lab.hosts[0].console(["sh", "-c", "command -v yes; command -v env"])
+    assert seen.stdout.split() == ["/usr/bin/env"]

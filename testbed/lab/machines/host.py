@@ -28,6 +28,7 @@ from testbed.process_identity import ProcessIdentity
 BOOT_SECONDS = 900.0
 _ANSWER_SECONDS = 5.0
 _CONSOLE_SECONDS = 300.0
+_LOGIN_SECONDS = 2.0
 _SSH_FAILED = 255  # the exit code of ssh itself
 
 
@@ -124,6 +125,7 @@ class VirtualMachineHost:
             done = self.console(["cloud-init", "status", "--wait", "--long"], BOOT_SECONDS)
             if done.returncode != _SSH_FAILED or time.monotonic() > deadline:
                 break
+            time.sleep(_LOGIN_SECONDS)  # each try takes from a boot that is slow as it is
         if done.returncode:
             told = done.stdout.strip() or done.stderr.strip()
             raise LabError(f"host {self.name} is not as its files want it: {told}\nsee {self.folder.console}")
