@@ -104,6 +104,18 @@ def test_a_run_keeps_its_cap_and_the_kernel_tells_the_peak(provisioned, lab, des
         assert all(peak.lower_bytes <= peak.upper_bytes for peak in peaks)
 
 
+def test_a_straggler_is_held_back_by_the_kernels_quota(provisioned, lab, desk, timings):
+    """cpu.max of the device's own group, in the scope of its user's manager."""
+    begun = time.monotonic()
+    runs = desk.folder / "slowed"
+    desk.process("run-method", "lora", *words(lab, desk, "--disturb", "straggler=2", "--rounds", 1, "--runs", runs))
+    timings["lora, a round of a straggler"] = time.monotonic() - begun
+    [path] = runs.iterdir()
+    told = [result.measurement.disturbances["straggler"] for result in RunFolder(path).results() if result.finished]
+    assert told
+    assert {each["by"] for each in told} == {"cpu_quota"}
+
+
 def test_a_clock_that_jumps_and_a_reboot_in_the_middle_are_survived(provisioned, lab, desk, timings):
     """The board's clock goes back a day, then the board reboots while a job is there: the run ends all the same."""
     [board] = lab.hosts
@@ -124,4 +136,4 @@ def test_a_clock_that_jumps_and_a_reboot_in_the_middle_are_survived(provisioned,
 
 
 def trains(board):
-    return board.console(["pgrep", "-f", "testbed.node.trainer"]).returncode == 0
+    return board.console(["pgrep", "-f", "[t]estbed.node.trainer"]).returncode == 0
