@@ -32,7 +32,7 @@ def build(order: Order, part: Path, tell: Progress) -> tuple[str, ...]:
         tell("writing the board's files", 0, 0)
         run(["qemu-img", "convert", "-O", "raw", str(image.disk), str(raw)])
         _seed(raw, order.folder / _SEED)
-        run(["qemu-img", "convert", "-c", "-O", "qcow2", str(raw), str(part)])
+        run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(part)])
     finally:
         raw.unlink(missing_ok=True)
     return (
@@ -45,7 +45,8 @@ def build(order: Order, part: Path, tell: Progress) -> tuple[str, ...]:
 def _seed(disk: Path, files: Path) -> None:
     """Without mounting: debugfs writes into the file system, and says on stderr what it could not do."""
     names = sorted(path.name for path in files.iterdir())
-    lines = [f"mkdir {_ON_DISK.rpartition('/')[0]}", f"mkdir {_ON_DISK}", f"cd {_ON_DISK}"]
+    folders = [*reversed(Path(_ON_DISK).parents), Path(_ON_DISK)]
+    lines = [*(f"mkdir {folder}" for folder in folders[3:]), f"cd {_ON_DISK}"]  # /var/lib is there
     for name in names:
         lines += [f"write {name} {name}", *(f"sif {name} {what}" for what in ("mode 0100600", "uid 0", "gid 0"))]
     command = [find("debugfs") or "debugfs", "-w", "-f", "-", str(disk.absolute())]

@@ -13,6 +13,7 @@ import sys
 import pytest
 
 from testbed.lab.link import LinkShape
+from testbed.programs import find, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.vm, pytest.mark.timeout(1500)]
 
@@ -104,3 +105,18 @@ def test_what_was_changed_by_hand_is_shown_as_drift(machine, desk):
     inside(machine, "systemctl", "reload", "ssh.service")
     told = desk("provision", "--inventory", str(machine.inventory), "--no-environment", code=1)
     assert "drifted: password_login: refused → " in told
+
+
+def test_a_disk_that_is_built_has_the_boards_files_where_cloud_init_looks(machine, desk, tmp_path):
+    """`testbed image build` for the folder that the board was made from; the disk's own checker finds nothing wrong."""
+    rendered = machine.hosts[0].folder.rendered
+    disk, raw = tmp_path / "board-1.qcow2", tmp_path / "board-1.raw"
+    told = desk("image", "build", str(rendered), "-o", str(disk))
+    assert "QEMU boots it with: -kernel" in told
+    assert (disk.stat().st_mode & 0o777, sorted(path.name for path in tmp_path.iterdir())) == (0o600, ["board-1.qcow2"])
+    run(["qemu-img", "convert", "-O", "raw", str(disk), str(raw)])
+    run(["e2fsck", "-f", "-n", str(raw)])
+    for name in ("user-data", "meta-data", "network-config"):
+        words = [find("debugfs"), "-R", f"cat /var/lib/cloud/seed/nocloud/{name}", raw]
+        seen = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        assert seen == (rendered / "seed" / name).read_text()
