@@ -40,7 +40,7 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BUILD_DOCS)
-	$(BIN)/python -m pytest -m "not ($(ALONE))" -n auto --dist loadgroup
+	$(BIN)/python -m pytest -m "not ($(ALONE))" -n auto
 	$(BIN)/python -m pytest -m "$(ALONE)"
 
 $(VENV)/.python: Makefile

@@ -19,9 +19,8 @@ from testbed.task import evaluate_batches
 from tests.contract.settings import words_of
 from tests.tiny_lab import arguments, make_lab
 
-# A cap holds whatever runs beside it: only a method's own two tests stay together, because they share its run.
+# A cap holds whatever runs beside it.
 pytestmark = [pytest.mark.slow, pytest.mark.cgroup, pytest.mark.beside]
-METHODS = [pytest.param(name, marks=pytest.mark.xdist_group(f"cap {name}")) for name in sorted(all_methods())]
 ROUNDS = 4  # a method with stages has each of them
 _NOT_SETTLED = ("method", "dry_run", "as_json", "resume", "runs_dir")
 
@@ -55,30 +54,27 @@ def with_exactly(prepared, budget_bytes):
     return prepare(prepared.config, Inventory(tuple(devices)), lambda text: None)
 
 
-@pytest.fixture(scope="module", params=METHODS)
-def capped(request, lab):
-    """A run of each method, with exactly the budget that the plan predicted: what was settled, and its folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TESTBED_CACHE", str(lab / "cache"))
-        prepared = planned(request.param, lab)
-        exact = with_exactly(prepared, prepared.plan.clients[0].predicted_bytes)
-        folder = session.new_folder(exact, lab / "runs")
-        session.run(exact, folder, Console(file=io.StringIO()))
+def capped(method, lab):
+    """A run of a method, with exactly the budget that the plan predicted: what was settled, and its folder."""
+    prepared = planned(method, lab)
+    exact = with_exactly(prepared, prepared.plan.clients[0].predicted_bytes)
+    folder = session.new_folder(exact, lab / "runs")
+    session.run(exact, folder, Console(file=io.StringIO()))
     return prepared, folder
 
 
-def test_a_trainer_capped_at_its_prediction_is_never_killed(capped):
-    prepared, folder = capped
+@pytest.mark.parametrize("method", sorted(all_methods()))
+def test_capped_at_its_prediction_no_trainer_is_killed_and_the_run_can_be_loaded(method, lab):
+    prepared, folder = capped(method, lab)
     results = folder.results()
     assert {result.outcome for result in results} == {"finished"}
     asked = [result for result in results if result.kind != EVALUATE]
     assert len(asked) == (ROUNDS if prepared.method.learns else 1)
+    if type(prepared.method).evaluations is Method.evaluations:  # else, what was evaluated was put together on a device
+        _expect_the_model_that_was_evaluated(prepared, folder, lab)
 
 
-def test_a_loaded_run_is_the_model_that_was_evaluated(capped, lab):
-    prepared, folder = capped
-    if type(prepared.method).evaluations is not Method.evaluations:
-        pytest.skip("what was evaluated is put together on its device")
+def _expect_the_model_that_was_evaluated(prepared, folder, lab):
     model = testbed.load(folder.run_id, lab / "runs")
     found = evaluate_batches(model, prepared.held_out, 32, prepared.work.length, model.config.pad_token_id or 0)
     [evaluated] = [record.quality for record in folder.rounds() if record.quality]
