@@ -105,7 +105,7 @@ def test_a_lab_that_fails_half_way_is_taken_away(tmp_path, monkeypatch):
     broken = tmp_path / "sshd"
     broken.write_text("#!/bin/sh\necho no such luck >&2\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr("testbed.lab.lab.program", lambda name: str(broken))
+    monkeypatch.setattr("testbed.lab.lab.find", lambda name: str(broken))
     folder = tmp_path / "lab"
     with pytest.raises(LabError, match="board-1"):
         Lab.up(folder, LabWish(devices=1, subnet=free_subnet(), **PLAIN))
