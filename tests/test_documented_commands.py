@@ -31,9 +31,11 @@ NOT_HERE = {
     "lab down": "the tests share one lab, which ends with them",
     "lab up": "the tests share one lab, which was brought up by this command (tests.lab_runs.open_study)",
     "power": "needs a plug that switches: tests/test_meter_commands.py",
+    "provision --inventory vm/inventory.yaml": "needs a virtual machine: tests/machines",
     "report claim.yaml": "needs the runs of an experiment that is only planned here: tests/reports",
     "report quickstart": "needs forty minutes of runs: tests/reports",
     "run-method fedpruner --inventory old.yaml": "needs boards of JetPack 4 and 5, which the lab's are not",
+    "run-method lora --inventory vm/inventory.yaml": "needs a virtual machine: tests/machines",
     "run-method mymethod": "the method is the reader's own",
 }
 #: Commands that ask boards, whatever their options are.
