@@ -7,7 +7,8 @@ v2   a group whose cgroup.controllers has "memory" and in which we may create gr
      root, a delegated subtree that holds nothing but ourselves, which `systemd-run --user --scope -p Delegate=yes`
      gives (`scope_command`).
 
-Tried on: v1 as root and delegated; v2 through the systemd user scope, in a virtual machine (Debian 12, Linux 6.1).
+Tried on: v1 as root and delegated; v2 through the systemd user scope, in virtual machines (Debian 12 on x86-64,
+Debian 13 on arm64: rounds with `memory.peak` as their upper bound).
 
 Every path hangs off a `root` parameter, so that the logic can be tested without a kernel that has it.
 """

@@ -5,7 +5,8 @@ Quota        of the device's own group (cpu.cfs_quota_us of v1, cpu.max of v2), 
 Stop, go on  SIGSTOP and SIGCONT for the trainer's process group, ten times a second: it runs for 1/f of the time.
 
 Sources: https://docs.kernel.org/scheduler/sched-bwc.html; https://docs.kernel.org/admin-guide/cgroup-v2.html.
-Tried on: cgroup v1 as root, and stop and go on, on x86-64; v2 by a reconstructed tree only.
+Tried on: cgroup v1 as root, and stop and go on, on x86-64; v2 in a user's scope (systemd 257, Linux 6.12), on a virtual
+arm64 board.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ v1   a directory of the user's in the memory hierarchy (and in cpu, for quotas),
 v2   with systemd: the user's manager lingers and has the memory controller; an agent gets a scope from it.
      Without systemd: a group of the user's at the top, and the right to move processes from the top into it.
 
-Tried on: v1 as a user without rights, in the virtual lab; v2 by systemd 252 on Linux 6.1, in a virtual machine.
+Tried on: v1 as a user without rights, in the virtual lab; v2 by systemd 252 on Linux 6.1 and
+systemd 257 on Linux 6.12, in virtual machines.
 Without systemd on v2: nothing yet.
 """
 

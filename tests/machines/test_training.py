@@ -23,7 +23,7 @@ from tests.tiny_lab import make_lab
 pytestmark = [pytest.mark.slow, pytest.mark.vm, pytest.mark.long, pytest.mark.timeout(3 * 3600)]
 ARCHITECTURE = "arm64"
 ROUNDS = 1
-PATIENCE_SECONDS = 1800.0
+PATIENCE_SECONDS = 3600.0
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def words(lab, desk, *more):
         "--inventory", lab.inventory, "--model", folder / "model", "--data", folder / "data.jsonl", "--data-set",
         "text=body", "--data-set", "label=kind", "--length", "16", "--batch-size", "4", "--steps", "2", "--rounds",
         ROUNDS, "--evaluate-every", ROUNDS, "--learning-rate", "0.02", "--idle-seconds", "0", "--runs",
-        folder / "runs", *more,
+        folder / "runs", "--job-timeout-seconds", 3600, *more,
     ]  # fmt: skip
 
 
