@@ -123,7 +123,9 @@ def test_a_clock_that_jumps_and_a_reboot_in_the_middle_are_survived(provisioned,
     [board] = lab.hosts
     runs = desk.folder / "disturbed"
     begun = time.monotonic()
-    with desk.started("run-method", "lora", *words(lab, desk, "--rounds", 2, "--runs", runs)) as process:
+    with desk.started(
+        "run-method", "lora", *words(lab, desk, "--rounds", 2, "--reconnect-seconds", 1800, "--runs", runs)
+    ) as process:
         wait_until(lambda: trains(board), PATIENCE_SECONDS)
         assert board.console(["date", "--set", "-1 day"]).returncode == 0
         board.reboot()
