@@ -26,7 +26,7 @@ from testbed.lab.access import write_access_files as write_access
 from testbed.lab.furnish import furnish, interpreter_folders, make_key
 from testbed.lab.groups import hierarchies, remove_tree
 from testbed.lab.host import NamespaceHost, keepers_of, launch
-from testbed.lab.machines.spec import MachineLabSpec
+from testbed.lab.machines.spec import made_of_machines
 from testbed.lab.network import make_bridge, remove_links
 from testbed.lab.persona import Face, load_persona
 from testbed.lab.preflight import check_machine
@@ -170,7 +170,7 @@ def take_down(folder: Path) -> None:
 
 
 def _refuse_second(folder: Path) -> None:
-    if MachineLabSpec.load(folder) is not None:
+    if made_of_machines(folder):
         raise LabError(f"there is a lab of virtual machines in {folder}; `testbed lab down` removes it")
     if (folder / LAB_FILE).exists():
         living = sum(host.alive for host in Lab.open(folder).hosts)

@@ -10,7 +10,7 @@ from testbed.lab.lab import Lab
 from testbed.lab.machines import lab as machines
 from testbed.lab.machines.host import VirtualMachineHost
 from testbed.lab.machines.lab import MachineLab
-from testbed.lab.machines.spec import MachineLabSpec
+from testbed.lab.machines.spec import MachineLabSpec, made_of_machines
 
 AnyLab = Lab | MachineLab
 AnyHost = NamespaceHost | VirtualMachineHost
@@ -25,5 +25,5 @@ def open_lab(folder: Path) -> AnyLab:
 
 def take_down(folder: Path) -> None:
     """Remove all of a lab that is left; raises LabError when there was nothing."""
-    of_machines = MachineLabSpec.load(folder) is not None or machines.machines_of(folder)
+    of_machines = made_of_machines(folder) or machines.machines_of(folder)
     (machines if of_machines else namespaces).take_down(folder)

@@ -26,6 +26,7 @@ from testbed.lab.machines.qemu import command
 from testbed.lab.machines.qmp import QmpError, connected
 from testbed.lab.machines.spec import MachineFolder, MachineLabSpec, MachineSpec
 from testbed.lab.opened import open_lab
+from testbed.lab.opened import take_down as remove
 
 _EPOCH = 2_208_988_800
 
@@ -158,6 +159,16 @@ def test_half_a_lab_is_taken_down(spec, tmp_path):
     assert not folder.exists()
     with pytest.raises(LabError, match="there is no lab"):
         take_down(folder)
+
+
+def test_a_lab_that_cannot_be_read_is_taken_down_all_the_same(tmp_path):
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    (folder / "lab.json").write_text('{"made_of": "virtual machines"}')
+    with pytest.raises(LabError, match=r"not a lab's .*testbed lab down"):
+        open_lab(folder)
+    remove(folder)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,8 @@ class MachineLabSpec:
     @classmethod
     def load(cls, folder: Path) -> MachineLabSpec | None:
         """None where there is no lab of virtual machines; raises LabError for one that cannot be read."""
-        try:
-            record = json.loads((folder / LAB_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if not isinstance(record, dict) or record.pop("made_of", None) != MADE_OF:
+        record = _record(folder)
+        if record is None:
             return None
         try:
             return cls._from_json(record)
@@ -76,6 +73,20 @@ class MachineLabSpec:
     def _from_json(cls, record: dict[str, Any]) -> MachineLabSpec:
         hosts = tuple(MachineSpec(**host) for host in record.pop("hosts"))
         return cls(hosts=hosts, shape=LinkShape(**record.pop("shape")), **record)
+
+
+def made_of_machines(folder: Path) -> bool:
+    """Whether there is a lab of virtual machines, be it readable or not."""
+    return _record(folder) is not None
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads((folder / LAB_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    of_machines = isinstance(record, dict) and record.pop("made_of", None) == MADE_OF
+    return record if of_machines else None
 
 
 @dataclass(frozen=True)
