@@ -16,13 +16,12 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from testbed.cache import VARIABLE, cache_folder
-from testbed.errors import LabError, UsageError
+from testbed.errors import LabError
 from testbed.lab.access import INVENTORY, KEY, KNOWN_HOSTS, PROFILES, SSH_CONFIG, give_to_user, home_of_user
 from testbed.lab.access import write_access_files as write_access
+from testbed.lab.base import LabBase
 from testbed.lab.furnish import furnish, interpreter_folders, make_key
 from testbed.lab.groups import hierarchies, remove_tree
 from testbed.lab.host import NamespaceHost, keepers_of, launch
@@ -33,20 +32,18 @@ from testbed.lab.preflight import check_machine
 from testbed.lab.spec import GROUP_PREFIX, INTERFACE_PREFIX, LAB_FILE, HostFolder, HostSpec, LabSpec, lab_id
 from testbed.lab.wish import LabWish, choose_hosts
 from testbed.programs import find
-from testbed.spelling import did_you_mean
 
 _FILES = (INVENTORY, SSH_CONFIG, KNOWN_HOSTS, KEY, f"{KEY}.pub", LAB_FILE)
 _FOLDERS = ("hosts", PROFILES)
 _END_SECONDS = 10.0
 
 
-class Lab:
+class Lab(LabBase[NamespaceHost]):
     """A lab that is there."""
 
     def __init__(self, folder: Path, spec: LabSpec) -> None:
-        self.folder = folder
+        super().__init__(folder, [NamespaceHost(folder, spec, host) for host in spec.hosts])
         self.spec = spec
-        self.hosts = [NamespaceHost(folder, spec, host) for host in spec.hosts]
 
     @classmethod
     def up(cls, folder: Path, wish: LabWish | None = None) -> Lab:
@@ -84,21 +81,6 @@ class Lab:
         folder = folder.absolute()
         return cls(folder, LabSpec.load(folder))
 
-    @property
-    def inventory(self) -> Path:
-        return self.folder / INVENTORY
-
-    @property
-    def ssh_config(self) -> Path:
-        return self.folder / SSH_CONFIG
-
-    def host(self, name: str) -> NamespaceHost:
-        """Raises UsageError when there is none of that name."""
-        for host in self.hosts:
-            if host.name == name:
-                return host
-        raise UsageError(f'the lab has no host "{name}"; {did_you_mean(name, [host.name for host in self.hosts])}')
-
     def facts(self) -> dict[str, str]:
         """What else is to be known of it, for `testbed lab status --json`."""
         spec = self.spec
@@ -111,14 +93,6 @@ class Lab:
 
     def down(self) -> None:
         take_down(self.folder)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.down()
 
     def _build(self) -> None:
         mask = os.umask(0o022)  # a host's folders must be passable, whatever the caller likes for its own

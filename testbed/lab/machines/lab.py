@@ -15,13 +15,13 @@ import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from testbed.device_images import debian
 from testbed.device_images.debian import DebianImage
 from testbed.errors import LabError, UsageError
 from testbed.lab.access import INVENTORY, KEY, KNOWN_HOSTS, PROFILES, SSH_CONFIG, give_to_user
+from testbed.lab.base import LabBase
 from testbed.lab.link import LinkShape
 from testbed.lab.machines import clock
 from testbed.lab.machines.host import VirtualMachineHost
@@ -30,7 +30,6 @@ from testbed.lab.machines.qemu import can_accelerate, check_machine, process_nam
 from testbed.lab.machines.spec import LOOPBACK, MachineLabSpec, MachineSpec
 from testbed.lab.spec import LAB_FILE
 from testbed.provision.step import Say
-from testbed.spelling import did_you_mean
 
 DEFAULT_ARCHITECTURE = "arm64"
 DEFAULT_MEMORY_BYTES = 2 << 30
@@ -52,13 +51,12 @@ class MachineWish:
     shape: LinkShape = field(default_factory=LinkShape)
 
 
-class MachineLab:
+class MachineLab(LabBase[VirtualMachineHost]):
     """A lab of virtual machines that is there."""
 
     def __init__(self, folder: Path, spec: MachineLabSpec) -> None:
-        self.folder = folder
+        super().__init__(folder, [VirtualMachineHost(folder, spec, host) for host in spec.hosts])
         self.spec = spec
-        self.hosts = [VirtualMachineHost(folder, spec, host) for host in spec.hosts]
 
     @classmethod
     def up(cls, folder: Path, wish: MachineWish | None = None, say: Say = lambda _: None) -> Self:
@@ -78,31 +76,8 @@ class MachineLab:
             raise
         return lab
 
-    @property
-    def inventory(self) -> Path:
-        return self.folder / INVENTORY
-
-    @property
-    def ssh_config(self) -> Path:
-        return self.folder / SSH_CONFIG
-
-    def host(self, name: str) -> VirtualMachineHost:
-        """Raises UsageError when there is none of that name."""
-        for host in self.hosts:
-            if host.name == name:
-                return host
-        raise UsageError(f'the lab has no host "{name}"; {did_you_mean(name, [host.name for host in self.hosts])}')
-
     def down(self) -> None:
         take_down(self.folder)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.down()
 
     def facts(self) -> dict[str, Any]:
         """What else is to be known of it, for `testbed lab status --json`."""
