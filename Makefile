@@ -17,8 +17,10 @@ INSTALL_LOCKED := $(PIP) install -qq --no-deps --require-hashes
 # The variable silences what its makers say about other programs of theirs.
 BUILD_DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Tests that measure or disturb real processes, one after the other; all others side by side.
-ALONE := (slow or cgroup or sshd or lab or jtop or vm) and not beside
+# Tests that measure or disturb real processes run one after the other; all others side by side.  A virtual machine boots
+# meanwhile: it needs a processor for minutes, and nothing that is measured of it is a time.
+DELICATE := slow or cgroup or sshd or lab or jtop
+VM_LOG := $(VENV)/vm-tests.log
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check docs lock schema clean
@@ -40,8 +42,10 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BUILD_DOCS)
-	$(BIN)/python -m pytest -m "not ($(ALONE))" -n auto
-	$(BIN)/python -m pytest -m "$(ALONE)"
+	$(BIN)/python -m pytest -m "beside or not ($(DELICATE) or vm)" -n auto
+	@$(BIN)/python -m pytest -m vm >$(VM_LOG) 2>&1 & machines=$$!; \
+	$(BIN)/python -m pytest -m "($(DELICATE)) and not (beside or vm)"; others=$$?; \
+	wait $$machines; machines=$$?; cat $(VM_LOG); exit $$((others + machines))
 
 $(VENV)/.python: Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

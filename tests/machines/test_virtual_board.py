@@ -15,7 +15,7 @@ import pytest
 from testbed.lab.link import LinkShape
 from testbed.programs import find, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.vm, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.vm, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from testbed.lab.machines.spec import LOOPBACK, MachineFolder, MachineLabSpec, M
 from testbed.process_identity import ProcessIdentity
 
 #: Emulated on a busy machine, a first boot takes minutes.
-BOOT_SECONDS = 900.0
+BOOT_SECONDS = 1800.0
 _ANSWER_SECONDS = 5.0
 _CONSOLE_SECONDS = 300.0
 _LOGIN_SECONDS = 2.0
