@@ -198,7 +198,7 @@ def test_a_machine_without_a_system_answers(tmp_path):
         with pytest.raises(QmpError, match="set_link"):
             qmp.ask("set_link", name="nothing", up=False)
         qmp.ask("quit")
-    with pytest.raises(OSError, match=r"refused|reset|No such file|hung up"), connected(tmp_path):
+    with pytest.raises((QmpError, FileNotFoundError)), connected(tmp_path):
         pass
 
 

@@ -77,5 +77,7 @@ def connected(folder: Path, patience_seconds: float = 30.0) -> Iterator[Qmp]:
                 qmp = Qmp(channel, stream)
                 qmp.greet()
                 yield qmp
+    except ConnectionError as error:  # it ends while it is asked
+        raise QmpError(f"QEMU does not answer: {error.strerror}") from None
     finally:
         os.close(here)
