@@ -112,7 +112,7 @@ def test_a_straggler_is_held_back_by_the_kernels_quota(provisioned, lab, desk, t
     runs = desk.folder / "slowed"
     desk.process("run-method", "lora", *words(lab, desk, "--disturb", "straggler=2", "--runs", runs))
     timings["lora, a round of a straggler"] = time.monotonic() - begun
-    [path] = runs.iterdir()
+    [path] = runs.glob("lora-*")
     told = [result.measurement.disturbances["straggler"] for result in RunFolder(path).results() if result.finished]
     assert told
     assert {each["by"] for each in told} == {"cpu_quota"}
@@ -133,7 +133,7 @@ def test_a_clock_that_jumps_and_a_reboot_in_the_middle_are_survived(provisioned,
         out, err = process.communicate(timeout=PATIENCE_SECONDS)
     timings["lora with a reboot"] = time.monotonic() - begun
     assert process.returncode == 0, out + err
-    [path] = runs.iterdir()
+    [path] = runs.glob("lora-*")
     results = RunFolder(path).results()
     assert any(result.outcome == "finished" for result in results)
     assert all(0 < result.measurement.seconds < 3600 for result in results if result.finished)
