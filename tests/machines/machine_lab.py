@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import shutil
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +13,16 @@ from testbed.device_images import debian
 from testbed.errors import UsageError
 from testbed.lab.machines.lab import MachineLab, MachineWish
 from testbed.lab.machines.qemu import check_machine
+from testbed.programs import find
 
 MIB = 1 << 20
+
+
+def need(*programs: str) -> None:
+    """Where they are lacking there is nothing to see, and in CI that is a failure."""
+    lacking = [program for program in programs if find(program) is None]
+    if lacking:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{', '.join(lacking)} not installed")
 
 
 @functools.cache
@@ -47,4 +55,4 @@ def why_not_whole(architecture: str) -> str | None:
             debian.check_machine(architecture)
     except UsageError as error:
         return str(error)
-    return None if shutil.which("qemu-img") else "there is no qemu-img"
+    return None

@@ -27,6 +27,7 @@ from testbed.lab.machines.qmp import QmpError, connected
 from testbed.lab.machines.spec import MachineFolder, MachineLabSpec, MachineSpec
 from testbed.lab.opened import open_lab
 from testbed.lab.opened import take_down as remove
+from tests.machines.machine_lab import need
 
 _EPOCH = 2_208_988_800
 
@@ -96,8 +97,7 @@ def test_a_lifted_shape_leaves_no_discipline():
 
 @pytest.mark.parametrize("shape", [LinkShape(), LinkShape(delay_seconds=0.05)])
 def test_shellcheck_finds_nothing_in_the_script(shape, tmp_path):
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed")
+    need("shellcheck")
     for name, text in (("outer", link.script(shape)), ("inner", link.shaping(shape))):
         script = tmp_path / name
         script.write_text(f"#!/bin/sh\n{text}")
@@ -121,8 +121,7 @@ def test_a_labs_folder_is_found_again(spec, tmp_path):
 
 
 def test_boards_are_made_from_rendered_files(spec, tmp_path):
-    if shutil.which("qemu-img") is None or shutil.which("mformat") is None:
-        pytest.skip("qemu-img and mtools are not installed")
+    need("qemu-img", "mformat")
     folder = tmp_path / "lab"
     prepare(folder, spec, lambda text: None)
     devices = list(load_inventory(folder / "inventory.yaml"))
@@ -188,10 +187,17 @@ def test_options_of_the_other_kind_are_refused(words, told, tmp_path):
 
 # ── QEMU's own protocol ──────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_machine_without_a_system_answers(tmp_path):
-    qemu = shutil.which("qemu-system-x86_64") or shutil.which("qemu-system-aarch64")
-    if qemu is None:
-        pytest.skip("QEMU is not installed")
-    words = [qemu, "-machine", "none", "-nodefaults", "-display", "none", "-qmp", "unix:qmp.sock,server=on,wait=off"]
+    need("qemu-system-x86_64")
+    words = [
+        "qemu-system-x86_64",
+        "-machine",
+        "none",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-qmp",
+        "unix:qmp.sock,server=on,wait=off",
+    ]
     subprocess.run([*words, "-daemonize", "-S"], cwd=tmp_path, check=True)
     with connected(tmp_path) as qmp:
         assert qmp.ask("query-status")["running"] is False
