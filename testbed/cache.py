@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 VARIABLE = "TESTBED_CACHE"
@@ -14,3 +17,12 @@ def cache_folder() -> Path:
         return Path(chosen).expanduser()
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "edge-testbed"
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder of the cache: one fills it, whoever else wants what will be in it waits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -10,20 +10,17 @@ image: that comes by `testbed image render` and cloud-init.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from testbed.cache import cache_folder
+from testbed.cache import cache_folder, held
 from testbed.device_images import catalogue
 from testbed.errors import UsageError
 from testbed.programs import lacking, run
@@ -88,7 +85,7 @@ def build(architecture: str, say: Say) -> DebianImage:
     emulated.  Raises UsageError with everything that lacks.
     """
     image = _place(architecture)
-    with _held(image.folder):
+    with held(image.folder):
         if not image.whole:
             check_machine(architecture)
             _make(image, say)
@@ -131,15 +128,6 @@ def _digest() -> str:
     for path in sorted(_base().iterdir()):
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """One builds, whoever else wants the image waits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _make(image: DebianImage, say: Say) -> None:

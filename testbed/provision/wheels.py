@@ -6,7 +6,6 @@ out of it what one target needs.  torch stands apart, because each board has its
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,6 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from testbed.cache import cache_folder
+from testbed.cache import cache_folder, held
 from testbed.errors import DeviceError, UsageError
 from testbed.package_data import data_folder
 
@@ -165,7 +163,7 @@ def gather(
     wanted = (*lines, torch.requirement) if torch else tuple(lines)
     key = fingerprint((*wanted, target.text, str(wheelhouse.resolve()) if wheelhouse else ""))[:24]
     folder = cache_folder() / "wheels" / key
-    with _held(folder):
+    with held(folder):
         kept = _kept(folder)
         if kept is None:
             _fetch(lines, _Source(folder / "partial", target, wheelhouse), torch, say)
@@ -289,15 +287,6 @@ def is_cuda_build(wheel: Path) -> bool:
 
 
 # ── the cache ────────────────────────────────────────────────────────────────────────────────────────────────────────
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold a folder of the cache: boards are provisioned side by side, and one of them downloads for all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _kept(folder: Path) -> tuple[Wheel, ...] | None:
     """What was gathered here before, whole; None otherwise."""
     try:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import lzma
 import os
-import shutil
 import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
+from tests.needed import need
 
 TOOLS = ("mcopy", "mkfs.vfat", "sfdisk")  # of mtools, dosfstools, fdisk
 COMMAND_LINE = "console=tty1 root=PARTUUID=1-02 rootwait"  # without an end of line, as it comes
@@ -22,9 +21,7 @@ OFFSET, END = _START * 512, (_START + _SECTORS) * 512
 
 def need_tools() -> None:
     """Where they are lacking there is nothing to see, and in CI that is a failure."""
-    lacking = [tool for tool in TOOLS if shutil.which(tool, path=f"{os.environ['PATH']}:/sbin:/usr/sbin") is None]
-    if lacking:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{', '.join(lacking)} not installed")
+    need(*TOOLS)
 
 
 def make_card(folder: Path, marks: dict[str, str] | None = None) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from testbed.cli import main
 from testbed.device_images.render import render, write
 from tests.device_images.boards import GOLDEN, KEYS, PUBLIC_KEY
+from tests.needed import need
 
 INVENTORY = """\
 defaults: {kind: raspberry_pi, profile: raspberry_pi_5_8gb, user: ada, budget: {memory: "1 GiB"}}
@@ -124,9 +124,7 @@ def test_a_tool_that_is_not_installed_is_told(image, lab, monkeypatch):
 @pytest.mark.parametrize("name", GOLDEN)
 def test_what_is_rendered_is_right_as_its_own_tools_see_it(name, image, lab):
     """By cloud-init and shellcheck; where they are lacking there is nothing to see, and in CI that is a failure."""
-    lacking = [tool for tool in ("cloud-init", "shellcheck") if shutil.which(tool) is None]
-    if lacking:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{', '.join(lacking)} not installed")
+    need("cloud-init", "shellcheck")
     write(render(GOLDEN[name]()), lab / "card")
     code, said = image("check", lab / "card", "--strict")
     assert code == 0, said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,16 +12,8 @@ from testbed.device_images import debian
 from testbed.errors import UsageError
 from testbed.lab.machines.lab import MachineLab, MachineWish
 from testbed.lab.machines.qemu import check_machine
-from testbed.programs import find
 
 MIB = 1 << 20
-
-
-def need(*programs: str) -> None:
-    """Where they are lacking there is nothing to see, and in CI that is a failure."""
-    lacking = [program for program in programs if find(program) is None]
-    if lacking:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{', '.join(lacking)} not installed")
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from testbed.lab.machines.qmp import QmpError, connected
 from testbed.lab.machines.spec import MachineFolder, MachineLabSpec, MachineSpec
 from testbed.lab.opened import open_lab
 from testbed.lab.opened import take_down as remove
-from tests.machines.machine_lab import need
+from tests.needed import need
 
 _EPOCH = 2_208_988_800
 
