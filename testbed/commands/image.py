@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,20 @@ from testbed.commands._options import json_option
 from testbed.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from testbed.device_images.base import Progress
     from testbed.device_images.board import Board
 
 _FILE = click.Path(path_type=Path)
+
+_base_option = click.option(
+    "--base", metavar="FILE", type=_FILE, help="The publisher's file that the image starts from, as it was downloaded."
+)
+_checksums_option = click.option(
+    "--checksums", metavar="FILE", type=_FILE,
+    help="The publisher's file of checksums, which BASE is compared with [default: the catalogue's checksum].",
+)  # fmt: skip
 
 
 @click.group("image")
@@ -46,25 +58,37 @@ def list_images() -> None:
 @click.option(
     "--wifi-password-file", metavar="FILE", type=_FILE, help="The password of the inventory's wireless network."
 )
+@_base_option
+@_checksums_option
 def render(
     board: str, output: Path, inventory: Path | None, image_name: str | None, authorized_keys: tuple[Path, ...],
-    wifi_password_file: Path | None,
+    wifi_password_file: Path | None, base: Path | None, checksums: Path | None,
 ) -> None:  # fmt: skip
     """Write the ready-to-copy files for a DEVICE of the inventory, or for any board of a PROFILE.
 
     Host name, user, keys and network are the inventory's.  The files hold the board's SSH host key, and a wireless
-    password where there is one: they are yours alone, and stand nowhere else.
+    password where there is one: they are yours alone, and stand nowhere else.  With --base, the publisher's file is
+    compared with its checksum first, and nothing is written where it is another one.
     """
+    from testbed.device_images.base import verify
+    from testbed.device_images.catalogue import named
     from testbed.device_images.render import KNOWN_HOSTS, write
     from testbed.device_images.render import render as rendered
 
+    if checksums is not None and base is None:
+        raise UsageError("--checksums: there is no file to compare with it; name the publisher's by `--base FILE`")
     password = None if wifi_password_file is None else _password(wifi_password_file)
     made = _board(board, inventory, image_name, authorized_keys, password, output)
     files = rendered(made)
+    if base is not None:
+        with _progress() as tell:
+            verified = verify(base, checksums, named(made.image).base, tell)
     write(files, output)
     for file in files:
         click.echo(f"{output / file.path}{' (secret)' if file.secret else ''}")
     click.echo(f"\n{made.host_name}: {made.image} for {made.profile.title}")
+    if base is not None:
+        click.echo(f"{base}: {verified}")
     click.echo(f"what to do with them:  {output / 'README.txt'}")
     click.echo(f"so that it is known:   cat {output / KNOWN_HOSTS} >> ~/.ssh/known_hosts")
 
@@ -137,30 +161,32 @@ def check(folder: Path, strict: bool, as_json: bool) -> int:
 @command.command("build")
 @click.argument("folder", metavar="DIR", type=_FILE)
 @click.option("-o", "--output", metavar="FILE", type=_FILE, required=True, help="The image that is made.")
-@click.option("--base", metavar="FILE", type=_FILE, help="The publisher's image, as it was downloaded.")
-@click.option(
-    "--checksums", metavar="FILE", type=_FILE,
-    help="The publisher's file of checksums, which BASE is compared with [default: the catalogue's checksum].",
-)  # fmt: skip
+@_base_option
+@_checksums_option
 def build(folder: Path, output: Path, base: Path | None, checksums: Path | None) -> None:
     """Build the whole image of a board from the files that `testbed image render` wrote into DIR.
 
     It holds the board's SSH host key, as DIR does: it is yours alone.  DIR is checked first, and BASE is compared with
     its checksum.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
     from testbed.device_images.build import build as built
     from testbed.device_images.render import KNOWN_HOSTS
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task("checking", total=None)
-        lines = built(
-            folder, output, base=base, checksums=checksums,
-            tell=lambda text, done, total: bars.update(bar, description=text, completed=done, total=total),
-        )  # fmt: skip
+    with _progress() as tell:
+        lines = built(folder, output, base=base, checksums=checksums, tell=tell)
     for line in lines:
         click.echo(line)
     click.echo(f"so that it is known: cat {folder / KNOWN_HOSTS} >> ~/.ssh/known_hosts")
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on the error stream, for what reads or writes gigabytes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("checking", total=None)
+        yield lambda text, done, total: bars.update(bar, description=text, completed=done, total=total)

@@ -48,12 +48,18 @@ class Verified:
     digest: str
     told_by: str  # where the expected one stood
 
+    def __str__(self) -> str:
+        return f"its {self.algorithm} is the one in {self.told_by}: {self.digest}"
 
-def verify(file: Path, checksums: str | None, base: Base, tell: Progress) -> Verified:
-    """Compare a file with the text of its publisher's file of checksums, or without one with the catalogue.
 
-    Raises UsageError: it is not named there, its digest is another one, or there is nothing to compare it with.
+def verify(file: Path, checksums: Path | None, base: Base, tell: Progress) -> Verified:
+    """Compare a file with its publisher's file of checksums, or without one with the catalogue.
+
+    Raises UsageError: it is not named there, its digest is another one, there is nothing to compare it with, or one of
+    the files cannot be read.
     """
+    if not file.is_file():
+        raise UsageError(f"--base: there is no file {file}")
     expected, told_by = _expected(file, checksums, base)
     found = _digest(file, expected.algorithm, tell)
     if found != expected.digest:
@@ -84,16 +90,24 @@ def unpack(file: Path, output: BinaryIO, tell: Progress) -> None:
 
 
 # ── what is expected, and what is there ──────────────────────────────────────────────────────────────────────────────
-def _expected(file: Path, checksums: str | None, base: Base) -> tuple[Checksum, str]:
+def _expected(file: Path, checksums: Path | None, base: Base) -> tuple[Checksum, str]:
     """A file of checksums counts more than the catalogue, which may know an older file only."""
     if checksums is not None:
-        return _of_file(file.name, parse_checksums(checksums)), "the file of checksums"
+        return _of_file(file.name, parse_checksums(_text_of(checksums))), "the file of checksums"
     if base.sha256 is not None:
         return Checksum(base.sha256, None), "the catalogue"
     raise UsageError(
         f"there is nothing to compare {file} with: give its publisher's file of checksums by `--checksums FILE`; "
         f"it is at {base.checksums or base.page}"
     )
+
+
+def _text_of(checksums: Path) -> str:
+    try:
+        return checksums.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UsageError(f"--checksums: {checksums} cannot be read: {reason}") from None
 
 
 def _of_file(name: str, checksums: tuple[Checksum, ...]) -> Checksum:

@@ -20,14 +20,14 @@ def build(order: Order, part: Path, tell: Progress) -> tuple[str, ...]:
     """Verify the publisher's file, unpack it, and do to its boot partition what apply.sh does to a card's."""
     base = _base_of(order)
     boot_partition.require_tool()
-    verified = verify(base, _checksums_of(order), order.image.base, tell)
+    verified = verify(base, order.checksums, order.image.base, tell)
     with part.open("r+b") as card:
         unpack(base, card, tell)
     _fill(_partition_of(part, base), order)
     image = shlex.quote(str(order.output))
     return (
         f"{order.output}: {order.image.title}, from {base.name}",
-        f"its {verified.algorithm} is the one in {verified.told_by}: {verified.digest}",
+        str(verified),
         f"write it to a card:  sudo dd if={image} of=/dev/CARD bs=4M conv=fsync status=progress",
         'or by the Imager:    "Use custom", and no customisation, which would replace the files of this board',
     )
@@ -39,19 +39,7 @@ def _base_of(order: Order) -> Path:
             f"{order.image.title}: an image starts from the publisher's: get it from {order.image.base.page}, and give "
             "it by `--base FILE` as it was downloaded (.img.xz or .img)"
         )
-    if not order.base.is_file():
-        raise UsageError(f"--base: there is no file {order.base}")
     return order.base
-
-
-def _checksums_of(order: Order) -> str | None:
-    if order.checksums is None:
-        return None
-    try:
-        return order.checksums.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise UsageError(f"--checksums: {order.checksums} cannot be read: {reason}") from None
 
 
 def _partition_of(card: Path, base: Path) -> BootPartition:

@@ -28,6 +28,20 @@ def file(tmp_path):
     return path
 
 
+@pytest.fixture
+def listed(tmp_path):
+    """A file of checksums with that text; None for None."""
+
+    def written(text):
+        if text is None:
+            return None
+        path = tmp_path / "SHA256SUMS"
+        path.write_text(text)
+        return path
+
+    return written
+
+
 def quiet(text, done, total):
     pass
 
@@ -42,8 +56,8 @@ def quiet(text, done, total):
         (f"{SHA256}  os.img.xz\n{SHA512}  os.img.xz\n", "SHA-512"),
     ],
 )
-def test_the_publishers_file_is_known_by_its_checksum(file, checksums, algorithm):
-    verified = verify(file, checksums, base_of(OTHER), quiet)
+def test_the_publishers_file_is_known_by_its_checksum(file, listed, checksums, algorithm):
+    verified = verify(file, listed(checksums), base_of(OTHER), quiet)
     assert (verified.algorithm, verified.told_by) == (algorithm, "the file of checksums")
 
 
@@ -63,20 +77,22 @@ def test_without_a_file_of_checksums_the_catalogue_is_asked(file):
         (None, None, "it is at https://example.org/os"),
     ],
 )
-def test_any_other_file_is_refused_with_the_reason(file, checksums, sha256, message):
+def test_any_other_file_is_refused_with_the_reason(file, listed, checksums, sha256, message):
     with pytest.raises(UsageError) as refusal:
-        verify(file, checksums, base_of(sha256), quiet)
+        verify(file, listed(checksums), base_of(sha256), quiet)
     assert message in str(refusal.value)
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         unpack_into_memory(tmp_path)
+    with pytest.raises(UsageError, match="there is no file"):
+        verify(tmp_path, None, base_of(), quiet)
 
 
-def test_how_far_it_is_is_told(file):
+def test_how_far_it_is_is_told(file, listed):
     told = []
-    verify(file, SHA256, base_of(), lambda *words: told.append(words))
+    verify(file, listed(SHA256), base_of(), lambda *words: told.append(words))
     assert told[-1] == ("verifying", len(CONTENT), len(CONTENT))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -81,6 +82,33 @@ def test_any_board_of_a_profile_is_rendered(image, lab):
 )
 def test_what_is_wrong_is_said_in_one_message_and_nothing_is_written(image, lab, words, message):
     code, said = image("render", *(word.format(lab=lab) for word in words), "-o", lab / "card")
+    assert code != 0
+    assert message in said
+    assert not (lab / "card").exists()
+
+
+def test_rendering_compares_the_publishers_file_with_its_checksums(image, lab):
+    (lab / "os.img.xz").write_bytes(b"an operating system")
+    (lab / "sums").write_text(f"{hashlib.sha256(b'an operating system').hexdigest()}  os.img.xz\n")
+    words = ("render", "pi-1", "-o", lab / "card", "--base", lab / "os.img.xz")
+    code, said = image(*words, "--checksums", lab / "sums")
+    assert code == 0, said
+    assert "its SHA-256 is the one in the file of checksums" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--base", "{lab}/os.img.xz", "--checksums", "{lab}/sums"], "is damaged, or it is not the publisher's file"),
+        (["--base", "{lab}/os.img.xz"], "there is nothing to compare"),
+        (["--base", "{lab}/none.img.xz"], "there is no file"),
+        (["--checksums", "{lab}/sums"], "name the publisher's by `--base FILE`"),
+    ],
+)
+def test_nothing_is_rendered_for_a_file_that_is_not_the_publishers(image, lab, words, message):
+    (lab / "os.img.xz").write_bytes(b"an operating system, or so")
+    (lab / "sums").write_text(f"{hashlib.sha256(b'an operating system').hexdigest()}  os.img.xz\n")
+    code, said = image("render", "pi-1", "-o", lab / "card", *(word.format(lab=lab) for word in words))
     assert code != 0
     assert message in said
     assert not (lab / "card").exists()
