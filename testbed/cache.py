@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,9 +20,13 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a folder of the cache: one fills it, whoever else wants what will be in it waits."""
+def held(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a folder of the cache: one fills it, whoever else wants what will be in it says so and waits."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{folder} is being filled already: waiting for that")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from testbed.commands._options import Command, json_option
-from testbed.errors import UsageError
+from testbed.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from testbed.lab.link import LinkShape
@@ -86,16 +86,24 @@ def _refuse_others(context: click.Context, names: tuple[str, ...], why: str) -> 
             raise UsageError(f"{parameter.opts[0]} {why}")
 
 
+def _memory(text: str | None) -> int | None:
+    from testbed.byte_text import parse_bytes
+
+    try:
+        return None if text is None else parse_bytes(text)
+    except ConfigError as error:
+        raise UsageError(f"--memory: {error}") from None
+
+
 def _machines(
     folder: Path, shape: LinkShape, *, devices: int | None, memory: str | None, architecture: str | None,
     no_environment: bool, **_: Any,
 ) -> AnyLab:  # fmt: skip
-    from testbed.byte_text import parse_bytes
     from testbed.lab.machines.lab import DEFAULT_ARCHITECTURE, DEFAULT_MEMORY_BYTES, MachineLab, MachineWish
 
     wish = MachineWish(
         devices=devices or 1,
-        memory_bytes=DEFAULT_MEMORY_BYTES if memory is None else parse_bytes(memory),
+        memory_bytes=_memory(memory) or DEFAULT_MEMORY_BYTES,
         architecture=architecture or DEFAULT_ARCHITECTURE,
         environment=not no_environment,
         shape=shape,
@@ -112,7 +120,6 @@ def _namespaces(
     folder: Path, shape: LinkShape, *, devices: int | None, personas: tuple[str, ...], memory: str | None, subnet: str,
     boot_delay: str, **_: Any,
 ) -> AnyLab:  # fmt: skip
-    from testbed.byte_text import parse_bytes
     from testbed.lab.lab import Lab
     from testbed.lab.link import parse_delay
     from testbed.lab.wish import LabWish
@@ -120,7 +127,7 @@ def _namespaces(
     wish = LabWish(
         devices=devices,
         personas=personas,
-        memory_bytes=None if memory is None else parse_bytes(memory),
+        memory_bytes=_memory(memory),
         shape=shape,
         subnet=subnet,
         boot_delay_seconds=parse_delay(boot_delay),

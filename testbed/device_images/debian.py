@@ -85,7 +85,7 @@ def build(architecture: str, say: Say) -> DebianImage:
     emulated.  Raises UsageError with everything that lacks.
     """
     image = _place(architecture)
-    with held(image.folder):
+    with held(image.folder, say):
         if not image.whole:
             check_machine(architecture)
             _make(image, say)

@@ -163,7 +163,7 @@ def gather(
     wanted = (*lines, torch.requirement) if torch else tuple(lines)
     key = fingerprint((*wanted, target.text, str(wheelhouse.resolve()) if wheelhouse else ""))[:24]
     folder = cache_folder() / "wheels" / key
-    with held(folder):
+    with held(folder, say):
         kept = _kept(folder)
         if kept is None:
             _fetch(lines, _Source(folder / "partial", target, wheelhouse), torch, say)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from testbed.byte_text import format_bytes
 from testbed.device_images import debian
 from testbed.device_images.debian import DebianImage
 from testbed.errors import LabError, UsageError
@@ -108,7 +109,14 @@ class MachineLab(LabBase[VirtualMachineHost]):
 def _check(wish: MachineWish) -> None:
     if wish.memory_bytes < SMALLEST_MEMORY_BYTES:
         least = SMALLEST_MEMORY_BYTES >> 20
-        raise UsageError(f"--memory: expected at least {least} MiB for a virtual machine, got {wish.memory_bytes} B")
+        got = format_bytes(wish.memory_bytes)
+        raise UsageError(f"--memory: expected at least {least} MiB for a virtual machine, got {got}")
+    total, here = wish.devices * wish.memory_bytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if total > here:
+        raise UsageError(
+            f"--memory, --devices: the virtual machines would have {format_bytes(total)} together, and this machine "
+            f"has {format_bytes(here)}"
+        )
 
 
 def _spec(wish: MachineWish, image: DebianImage) -> MachineLabSpec:
