@@ -80,7 +80,7 @@ def test_a_device_rests_without_a_trainer_and_is_measured_meanwhile(tmp_path, me
         assert len(drills.processes_below(tmp_path)) == 1  # the agent
     assert result.outcome == FINISHED
     windows = {phase.name: phase for phase in result.measurement.phases}
-    assert windows["idle_window"].seconds == pytest.approx(0.5, abs=0.2)
+    assert windows["idle_window"].seconds > 0.49
     assert "start" not in windows
     assert len(result.measurement.power[0].rows) >= 4
 
@@ -222,10 +222,13 @@ def test_a_devices_energy_is_that_of_its_first_meter_by_phase_by_rail_and_net_of
         folder.record_result(each)
     jobs = [each for each in folder.results() if each.job.startswith("job-")]
     summary = device_energy(folder, jobs, folder.rests())
-    seconds = sum(phase.seconds for each in jobs for phase in each.measurement.phases if phase.name != "idle")
+    phases = [phase for each in jobs for phase in each.measurement.phases]
+    seconds = sum(phase.seconds for phase in phases if phase.name != "idle")
+    trained = sum(phase.seconds for phase in phases if phase.name == "train")
+    assert trained > 2 * 0.4
     assert summary.gross.joules == pytest.approx(5.0 * seconds, rel=1e-3)
     assert summary.gross.replayed
-    assert summary.phases["train"].joules == pytest.approx(5.0 * 0.8, rel=0.1)
+    assert summary.phases["train"].joules == pytest.approx(5.0 * trained, rel=1e-3)
     assert summary.rails["PART"].joules == pytest.approx(2.0 * seconds, rel=1e-3)
     assert summary.idle.watts == pytest.approx(5.0, rel=1e-3)
     assert summary.net.joules == pytest.approx(0.0, abs=0.05)

@@ -173,7 +173,7 @@ class Silent:
         return lambda *args, **kwargs: None
 
 
-def run_of(method, folder: Path, *, clients=4, rounds=2, seed=0, keep=None, **config) -> Run:
+def run_of(method, folder: Path, *, clients=4, rounds=2, seed=0, keep=None, held_out=200, **config) -> Run:
     """A run of the method's own task, ready to federate.
 
     Every client trains `keep` blocks (None: the method's largest choice).
@@ -201,7 +201,7 @@ def run_of(method, folder: Path, *, clients=4, rounds=2, seed=0, keep=None, **co
         store=base.store,
         work=work_of(method),
         shards=[_stored(base.store, shard) for shard in shards],
-        held_out=shard_of(task, 200, f"{seed}/held out"),
+        held_out=shard_of(task, held_out, f"{seed}/held out"),
         baselines={},
         engine=SerialRunner(method, base, folder / f"node-{type(method).__name__}-{seed}"),
         watcher=Silent(),

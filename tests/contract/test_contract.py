@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -33,21 +35,35 @@ def smaller(kind, folder):
     return 2 if any(len(choice.blocks) == 2 for choice in choices) else None
 
 
-@pytest.mark.parametrize("kind", EVERY)
-def test_the_same_seed_gives_the_same_state_and_another_seed_another(kind, tmp_path):
-    first, again, other = (
-        hash_of(federate(run_of(kind(), tmp_path, clients=2, seed=seed, keep=smaller(kind, tmp_path))))
-        for seed in (1, 1, 2)
-    )
-    assert first == again
-    assert first != other
+def short_run(kind, folder, *, rounds=3, keep=None, **config):
+    """Two clients, with a held-out set that is enough to be looked at."""
+    return run_of(kind(), folder, clients=2, rounds=rounds, keep=keep, held_out=32, **config)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A kind's run to its end, and the state there: once for all tests that look at it."""
+
+    @cache
+    def done(kind):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        run = short_run(kind, folder, keep=smaller(kind, folder))
+        return run, federate(run)
+
+    return done
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_a_run_that_stops_after_any_round_resumes_to_the_same_state_bit_for_bit(kind, tmp_path):
-    keep = smaller(kind, tmp_path)
-    whole = federate(run_of(kind(), tmp_path / "whole", clients=2, rounds=3, keep=keep))
-    run = run_of(kind(), tmp_path / "cut", clients=2, rounds=3, keep=keep)
+def test_another_seed_gives_another_state(kind, undisturbed, tmp_path):
+    other = federate(short_run(kind, tmp_path, seed=1, keep=smaller(kind, tmp_path), evaluate_every=100))
+    assert hash_of(other) != hash_of(undisturbed(kind)[1])
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_the_same_seed_gives_the_same_state_bit_for_bit_also_to_a_run_that_stops_and_resumes(
+    kind, undisturbed, tmp_path
+):
+    run = short_run(kind, tmp_path, keep=smaller(kind, tmp_path))
     calls = {"left": 2}
 
     def stop_after_two(index, quality):
@@ -60,12 +76,12 @@ def test_a_run_that_stops_after_any_round_resumes_to_the_same_state_bit_for_bit(
         federate(run)
     run.watcher.evaluated = lambda index, quality: None
     run.engine = SerialRunner(run.method, run.base, run.engine.folder)  # a new controller: nothing but the disk is left
-    assert hash_of(federate(run)) == hash_of(whole)
+    assert hash_of(federate(run)) == hash_of(undisturbed(kind)[1])
 
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_client_that_never_answers_costs_its_own_update_only(kind, tmp_path):
-    run = run_of(kind(), tmp_path, clients=2, rounds=2, keep=smaller(kind, tmp_path))
+    run = short_run(kind, tmp_path, rounds=2, keep=smaller(kind, tmp_path), evaluate_every=100)
     run.engine.absent = {1}
     start = hash_of(started(run))
     assert (hash_of(federate(run)) != start) is kind.learns
@@ -75,9 +91,8 @@ def test_a_client_that_never_answers_costs_its_own_update_only(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_a_client_sends_tensors_of_the_state_only_and_says_how_large_they_are(kind, tmp_path):
-    run = run_of(kind(), tmp_path, clients=2, rounds=2, keep=smaller(kind, tmp_path))
-    state = federate(run)
+def test_a_client_sends_tensors_of_the_state_only_and_says_how_large_they_are(kind, undisturbed):
+    run, state = undisturbed(kind)
     results = run.folder.results()
     assert results
     for result in results:
@@ -89,9 +104,8 @@ def test_a_client_sends_tensors_of_the_state_only_and_says_how_large_they_are(ki
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_every_phase_that_a_job_announces_was_predicted(kind, tmp_path):
-    run = run_of(kind(), tmp_path, clients=2, rounds=2, keep=smaller(kind, tmp_path))
-    federate(run)
+def test_every_phase_that_a_job_announces_was_predicted(kind, undisturbed):
+    run, _ = undisturbed(kind)
     submodel = run.plan.clients[0].submodel
     footprint = predict(
         run.method.phases(submodel, run.base.shape, run.work), run.base.shape, run.work, Baseline(100 << 20, 0)
@@ -116,6 +130,6 @@ def test_learns_a_planted_task_at_least_15_points_above_chance_and_no_fine_tunin
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_with_all_blocks_and_one_block_alike_every_value_stays_finite(kind, tmp_path):
-    state = federate(run_of(kind(), tmp_path, clients=2, rounds=1))
+    state = federate(short_run(kind, tmp_path, rounds=1, evaluate_every=100))
     assert all(bool(tensor.isfinite().all()) for tensor in state.tensors.values() if tensor.is_floating_point())
     assert all(isinstance(tensor, torch.Tensor) for tensor in state.tensors.values())

@@ -8,10 +8,12 @@ Most of an hour where every instruction is emulated, and more for an image that 
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
 
+from testbed.lab.access import PROFILES
 from testbed.lab.link import LinkShape
 from testbed.lab.machines.lab import MachineLab, MachineWish
 from testbed.store import RunFolder
@@ -137,6 +139,24 @@ def test_a_clock_that_jumps_and_a_reboot_in_the_middle_are_survived(provisioned,
     results = RunFolder(path).results()
     assert any(result.outcome == "finished" for result in results)
     assert all(0 < result.measurement.seconds < 3600 for result in results if result.finished)
+
+
+def test_pip_makes_the_environment_in_a_board_of_its_own(desk, timings, tmp_path):
+    """Without a second disk: the wheels of PyPI are sent there, and its own Python installs them."""
+    if reason := why_not_whole(ARCHITECTURE):
+        pytest.skip(reason)
+    wish = MachineWish(memory_bytes=2048 * MIB, architecture=ARCHITECTURE, environment=False)
+    with MachineLab.up(tmp_path / "lab", wish, print) as lab:
+        [profile] = (lab.folder / PROFILES).glob("*.yaml")
+        text = re.sub("torch_source: .*", "torch_source: https://pypi.org/simple", profile.read_text())
+        profile.write_text(text)
+        begun = time.monotonic()
+        desk.process("provision", "--inventory", lab.inventory, "--air-gapped")
+        timings["provision by pip in the board"] = time.monotonic() - begun
+        runs = desk.folder / "by_pip"
+        desk.process("run-method", "lora", *words(lab, desk, "--runs", runs))
+        [path] = runs.glob("lora-*")
+        expect_capped(RunFolder(path).results())
 
 
 def trains(board):
