@@ -21,6 +21,10 @@ from tests.virtual_lab import boards, plain_lab, why_no_lab  # noqa: F401 -- fix
 
 MIB = 1 << 20
 
+# Tests that run side by side have a processor each: more threads of torch would only wait for each other, busily.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @functools.cache
 def why_no_cgroup() -> str | None:

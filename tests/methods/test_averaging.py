@@ -24,7 +24,8 @@ AVERAGING = (Lora, FedPruner, DevFT, ChainFed, HeteroFL)
 
 
 def ended(method, folder, **config):
-    return federate(run_of(method, folder, **{"clients": 2, "rounds": 2, "steps": 2, "evaluate_every": 9, **config}))
+    usual = {"clients": 2, "rounds": 2, "steps": 2, "evaluate_every": 9, "held_out": 32}
+    return federate(run_of(method, folder, **usual, **config))
 
 
 @pytest.mark.parametrize("kind", AVERAGING, ids=lambda kind: kind.__name__)
@@ -37,7 +38,7 @@ def test_a_step_as_long_as_the_way_without_memory_is_the_average(kind, tmp_path)
 
 @pytest.mark.parametrize(("kind", "rule"), [(Lora, "fedavgm"), (FedPruner, "fedadam"), (HeteroFL, "fedyogi")])
 def test_moments_stay_on_the_server_and_survive_a_resume(kind, rule, tmp_path):
-    run = run_of(kind(server=rule), tmp_path, clients=2, rounds=2, steps=2, evaluate_every=9)
+    run = run_of(kind(server=rule), tmp_path, clients=2, rounds=2, steps=2, evaluate_every=9, held_out=32)
     state = federate(run)
     assert state.server
     assert not set(state.server) & set(state.tensors)
