@@ -2,7 +2,7 @@
 
     python -m pytest tests/machines/test_training.py --long -s
 
-Most of an hour where every instruction is emulated, and more for an image that is not in the cache.
+An hour and a quarter where every instruction is emulated, and half an hour more for an image that is not in the cache.
 """
 
 from __future__ import annotations
