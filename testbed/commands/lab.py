@@ -144,7 +144,7 @@ def down(folder: Path | None) -> None:
 
     folder = folder or default_folder()
     take_down(folder)
-    click.echo(f"The lab in {folder} is gone.")
+    click.echo(f"The lab in {folder} is gone{'; what else is in the folder stays' * folder.exists()}.")
 
 
 @command.command("status")

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from testbed.byte_text import format_bytes
+from testbed.lab.folder import INVENTORY, KEY, KNOWN_HOSTS, PROFILES, SSH_CONFIG
 from testbed.lab.furnish import ADMIN, TESTER
 from testbed.lab.groups import memory_version
 from testbed.lab.spec import HostFolder, HostSpec, LabSpec
 
-INVENTORY, SSH_CONFIG, KNOWN_HOSTS, KEY = "inventory.yaml", "ssh_config", "known_hosts", "id_ed25519"
-PROFILES = "profiles"
 VIRTUAL_BOARD = "virtual_board"
 #: What a run may use of a host; the rest is the system's.
 _BUDGET_SHARE = 0.75

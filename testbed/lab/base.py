@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from testbed.errors import UsageError
-from testbed.lab.access import INVENTORY, SSH_CONFIG
+from testbed.lab.folder import INVENTORY, SSH_CONFIG
 from testbed.lab.host import LabHost
 from testbed.spelling import did_you_mean
 

@@ -12,29 +12,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from testbed.cache import VARIABLE, cache_folder
 from testbed.errors import LabError
-from testbed.lab.access import INVENTORY, KEY, KNOWN_HOSTS, PROFILES, SSH_CONFIG, give_to_user, home_of_user
+from testbed.lab.access import give_to_user, home_of_user
 from testbed.lab.access import write_access_files as write_access
 from testbed.lab.base import LabBase
+from testbed.lab.folder import KEY, claim, expect_free, has_lab, remove_files
 from testbed.lab.furnish import furnish, interpreter_folders, make_key
 from testbed.lab.groups import hierarchies, remove_tree
 from testbed.lab.host import NamespaceHost, keepers_of, launch
-from testbed.lab.machines.spec import made_of_machines
 from testbed.lab.network import make_bridge, remove_links
 from testbed.lab.persona import Face, load_persona
 from testbed.lab.preflight import check_machine
-from testbed.lab.spec import GROUP_PREFIX, INTERFACE_PREFIX, LAB_FILE, HostFolder, HostSpec, LabSpec, lab_id
+from testbed.lab.spec import GROUP_PREFIX, INTERFACE_PREFIX, HostFolder, HostSpec, LabSpec, lab_id
 from testbed.lab.wish import LabWish, choose_hosts
 from testbed.programs import find
 
-_FILES = (INVENTORY, SSH_CONFIG, KNOWN_HOSTS, KEY, f"{KEY}.pub", LAB_FILE)
-_FOLDERS = ("hosts", PROFILES)
 _END_SECONDS = 10.0
 
 
@@ -52,7 +50,7 @@ class Lab(LabBase[NamespaceHost]):
         All that this machine cannot do is told in one message, before anything is made.
         """
         folder = folder.absolute()
-        _refuse_second(folder)
+        expect_free(folder)
         wish = wish or LabWish()
         hosts = choose_hosts(wish)
         delay_by = check_machine(folder, wish.shape, wish.subnet)
@@ -67,6 +65,8 @@ class Lab(LabBase[NamespaceHost]):
             exposed=interpreter_folders(folder),
         )
         lab = cls(folder, spec)
+        with _passable():
+            claim(folder, "")
         try:
             lab._build()
         except BaseException:
@@ -95,19 +95,15 @@ class Lab(LabBase[NamespaceHost]):
         take_down(self.folder)
 
     def _build(self) -> None:
-        mask = os.umask(0o022)  # a host's folders must be passable, whatever the caller likes for its own
-        try:
+        with _passable():
             self._write_files()
-        finally:
-            os.umask(mask)
         make_bridge(self.spec)
         launch(self.hosts)
         for host in self.hosts:
             host.wait_up()
 
     def _write_files(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.spec.save(self.folder)  # first: from now on `down` finds everything
+        self.spec.save(self.folder)
         make_key(self.folder / KEY, "testbed lab")
         public_key = (self.folder / f"{KEY}.pub").read_text(encoding="ascii")
         for host in self.hosts:
@@ -133,23 +129,27 @@ def default_folder() -> Path:
 
 
 def take_down(folder: Path) -> None:
-    """Remove all of a lab that is left: processes, cgroups, links, files.  Raises LabError when there was nothing."""
+    """Remove all of a lab that is left: processes, cgroups, links, files.  Raises LabError when there was nothing.
+
+    Files go only with their mark (`testbed.lab.folder`); the rest is known by the folder's name.
+    """
     folder = folder.absolute()
-    if not _anything_of(folder):
+    if not has_lab(folder) and not _lives(folder):
         raise LabError(f"there is no lab in {folder}")
     _expect_root()
     _end_processes(folder)
     remove_links(_bridge(folder))
-    _remove_files(folder)
+    remove_files(folder)
 
 
-def _refuse_second(folder: Path) -> None:
-    if made_of_machines(folder):
-        raise LabError(f"there is a lab of virtual machines in {folder}; `testbed lab down` removes it")
-    if (folder / LAB_FILE).exists():
-        living = sum(host.alive for host in Lab.open(folder).hosts)
-        state = f"is up ({living} hosts)" if living else "is there, and none of its hosts lives (a restart?)"
-        raise LabError(f"the lab in {folder} {state}; see `testbed lab status`, and `testbed lab down` to remove it")
+@contextlib.contextmanager
+def _passable() -> Iterator[None]:
+    """A host's folders must be passable, whatever the caller likes for its own."""
+    mask = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(mask)
 
 
 def _unfold(persona: str | None, folder: Path) -> Face | None:
@@ -165,9 +165,9 @@ def _groups(folder: Path) -> list[Path]:
     return [hierarchy / f"{GROUP_PREFIX}{lab_id(folder)}" for hierarchy in hierarchies()]
 
 
-def _anything_of(folder: Path) -> bool:
-    files = [folder / name for name in (*_FILES, *_FOLDERS)]
-    left = [*files, *_groups(folder), Path("/sys/class/net", _bridge(folder))]
+def _lives(folder: Path) -> bool:
+    """Whether anything of the lab is left outside of its folder."""
+    left = [*_groups(folder), Path("/sys/class/net", _bridge(folder))]
     return any(path.exists() for path in left) or bool(keepers_of(folder))
 
 
@@ -191,13 +191,3 @@ def _end_processes(folder: Path) -> None:
         if time.monotonic() > deadline:
             raise LabError(f"of the lab in {folder} the processes {', '.join(map(str, keepers))} do not end")
         time.sleep(0.005)  # they are nobody's children: there is nothing to wait for
-
-
-def _remove_files(folder: Path) -> None:
-    """What a lab has in its folder, and nothing else that somebody may have put there."""
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not empty, or not there
-        folder.rmdir()

@@ -104,5 +104,3 @@ def _wrong_subnet(subnet: str) -> Iterator[str]:
 def _wrong_folder(folder: Path) -> Iterator[str]:
     if set(str(folder)) & set(',:\\"\n'):
         yield f"the path {folder} has a character that overlay or ssh would misread: choose another with --folder"
-    if folder.is_dir() and any(folder.iterdir()):
-        yield f"{folder} is not empty, and holds no lab: choose another with --folder"

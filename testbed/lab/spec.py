@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import LabError
+from testbed.lab.folder import HOSTS, LAB_FILE
 from testbed.lab.link import LinkShape
 
-LAB_FILE = "lab.json"
 #: Every interface and cgroup of a lab has a name that starts so; the lab's own id follows.
 INTERFACE_PREFIX = "tb"
 GROUP_PREFIX = "testbed-lab-"
@@ -73,12 +73,12 @@ class LabSpec:
         """Raises LabError when there is no lab in the folder."""
         try:
             return cls._from_json(json.loads((folder / LAB_FILE).read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise LabError(f"there is no lab in {folder}; `testbed lab up` makes one") from None
         except PermissionError:
             raise LabError(f"the lab in {folder} cannot be read: it belongs to another user") from None
         except (ValueError, KeyError, TypeError) as error:
-            problem = f"{folder / LAB_FILE} is not a lab's ({error})"
+            problem = f"{folder / LAB_FILE} is not a lab's, or not yet ({error})"
             raise LabError(f"{problem}; `testbed lab down` removes the lab") from None
 
     @classmethod
@@ -102,7 +102,7 @@ class HostFolder:
 
     @property
     def path(self) -> Path:
-        return self.lab / "hosts" / self.name
+        return self.lab / HOSTS / self.name
 
     @property
     def disk(self) -> Path:

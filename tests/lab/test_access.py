@@ -5,7 +5,8 @@ import pwd
 
 import pytest
 
-from testbed.lab.access import KEY, give_to_user
+from testbed.lab.access import give_to_user
+from testbed.lab.folder import KEY
 from testbed.lab.lab import default_folder
 
 NOBODY = pwd.getpwnam("nobody")

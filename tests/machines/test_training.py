@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from testbed.lab.access import PROFILES
+from testbed.lab.folder import PROFILES
 from testbed.lab.link import LinkShape
 from testbed.lab.machines.lab import MachineLab, MachineWish
 from testbed.store import RunFolder

@@ -12,10 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from testbed.errors import LabError
+from testbed.lab.folder import TIME_SERVER
 from testbed.process_identity import ProcessIdentity
-
-#: In the lab's folder: which process it is.
-FILE = "time_server.json"
 
 
 def ensure(folder: Path, port: int) -> None:
@@ -29,7 +27,7 @@ def ensure(folder: Path, port: int) -> None:
         said = done.stderr.strip().splitlines() or ["it said nothing"]
         raise LabError(f"the lab's time server does not start: {said[-1]}")
     record = json.dumps(asdict(ProcessIdentity.of(int(done.stdout))))
-    (folder / FILE).write_text(record + "\n", encoding="utf-8")
+    (folder / TIME_SERVER).write_text(record + "\n", encoding="utf-8")
 
 
 def end(folder: Path) -> None:
@@ -42,6 +40,6 @@ def end(folder: Path) -> None:
 
 def _identity(folder: Path) -> ProcessIdentity | None:
     try:
-        return ProcessIdentity(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        return ProcessIdentity(**json.loads((folder / TIME_SERVER).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import LabError
-from testbed.lab.access import SSH_CONFIG
+from testbed.lab.folder import SSH_CONFIG
 from testbed.lab.host import HostState
 from testbed.lab.link import LinkShape
 from testbed.lab.machines import clock, link

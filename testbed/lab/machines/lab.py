@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import time
@@ -21,23 +20,21 @@ from testbed.byte_text import format_bytes
 from testbed.device_images import debian
 from testbed.device_images.debian import DebianImage
 from testbed.errors import LabError, UsageError
-from testbed.lab.access import INVENTORY, KEY, KNOWN_HOSTS, PROFILES, SSH_CONFIG, give_to_user
+from testbed.lab.access import give_to_user
 from testbed.lab.base import LabBase
+from testbed.lab.folder import claim, expect_free, has_lab, remove_files
 from testbed.lab.link import LinkShape
 from testbed.lab.machines import clock
 from testbed.lab.machines.host import VirtualMachineHost
 from testbed.lab.machines.preparation import PROFILE, prepare
 from testbed.lab.machines.qemu import can_accelerate, check_machine, process_name
-from testbed.lab.machines.spec import LOOPBACK, MachineLabSpec, MachineSpec
-from testbed.lab.spec import LAB_FILE
+from testbed.lab.machines.spec import LOOPBACK, MARK, MachineLabSpec, MachineSpec
 from testbed.provision.step import Say
 
 DEFAULT_ARCHITECTURE = "arm64"
 DEFAULT_MEMORY_BYTES = 2 << 30
 SMALLEST_MEMORY_BYTES = 512 << 20
 _CORES = 2
-_FILES = (INVENTORY, SSH_CONFIG, KNOWN_HOSTS, KEY, f"{KEY}.pub", clock.FILE, LAB_FILE)
-_FOLDERS = ("hosts", PROFILES)
 _END_SECONDS = 10.0
 
 
@@ -64,12 +61,12 @@ class MachineLab(LabBase[VirtualMachineHost]):
         """Make a lab and wait until every board is as its files want it; raises LabError, and nothing is left then."""
         folder, wish = folder.absolute(), wish or MachineWish()
         _check(wish)
+        expect_free(folder)
         check_machine(wish.architecture)
-        if (folder / LAB_FILE).exists():
-            raise LabError(f"there is a lab in {folder}; see `testbed lab status`, and `testbed lab down` to remove it")
-        image = debian.build(wish.architecture, say)
-        lab = cls(folder, _spec(wish, image))
+        claim(folder, MARK)
         try:
+            image = debian.build(wish.architecture, say)
+            lab = cls(folder, _spec(wish, image))
             lab._build(wish.shape, say)
         except BaseException:
             with contextlib.suppress(LabError):  # what failed first is what is told
@@ -148,17 +145,15 @@ def _free_ports(count: int) -> list[int]:
 
 # ── taking it down ───────────────────────────────────────────────────────────────────────────────────────────────────
 def take_down(folder: Path) -> None:
-    """Remove all of a lab that is left: processes and files.  Raises LabError when there was nothing."""
+    """Remove all of a lab that is left: processes and files.  Raises LabError when there was nothing.
+
+    Files go only with their mark (`testbed.lab.folder`); machines are known by the folder's name.
+    """
     folder = folder.absolute()
-    if not any((folder / name).exists() for name in (*_FILES, *_FOLDERS)) and not machines_of(folder):
+    if not has_lab(folder) and not machines_of(folder):
         raise LabError(f"there is no lab in {folder}")
     _end_processes(folder)
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not empty, or not there
-        folder.rmdir()
+    remove_files(folder)
 
 
 def machines_of(folder: Path) -> list[int]:

@@ -9,7 +9,8 @@ from testbed.device_images.board import DEFAULT_USER, board_of
 from testbed.device_images.debian import ARCHITECTURES
 from testbed.device_images.host_key import HostKey
 from testbed.device_images.render import render, write
-from testbed.lab.access import INVENTORY, KEY, KNOWN_HOSTS, PROFILES, SSH_CONFIG, format_exactly
+from testbed.lab.access import format_exactly
+from testbed.lab.folder import INVENTORY, KEY, KNOWN_HOSTS, PROFILES, SSH_CONFIG
 from testbed.lab.furnish import make_key
 from testbed.lab.machines.environment_disk import PYTHON, environment_disk
 from testbed.lab.machines.spec import CONTROLLER, LOOPBACK, MachineFolder, MachineLabSpec, MachineSpec
@@ -28,7 +29,7 @@ _CONNECT_SECONDS = 90
 def prepare(folder: Path, lab: MachineLabSpec, say: Say) -> None:
     """Write everything that the machines need, except that they run; raises LabError and UsageError."""
     folder.mkdir(parents=True, exist_ok=True)
-    lab.save(folder)  # first: from now on `down` finds everything
+    lab.save(folder)
     make_key(folder / KEY, "testbed lab")
     (folder / PROFILES).mkdir()
     (folder / PROFILES / f"{lab.hosts[0].profile}.yaml").write_text(_profile(lab), encoding="utf-8")

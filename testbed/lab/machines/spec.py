@@ -9,11 +9,13 @@ from typing import Any
 
 from testbed.device_images.debian import DebianImage
 from testbed.errors import LabError
+from testbed.lab.folder import HOSTS, LAB_FILE
 from testbed.lab.link import LinkShape
-from testbed.lab.spec import LAB_FILE
 
 #: In the lab's file: what tells it from one of namespaces.
 MADE_OF = "virtual machines"
+#: That file while the rest is being made.
+MARK = json.dumps({"made_of": MADE_OF}) + "\n"
 #: Where a machine sees this one: QEMU's user network.
 CONTROLLER = "10.0.2.2"
 LOOPBACK = "127.0.0.1"
@@ -66,7 +68,7 @@ class MachineLabSpec:
         try:
             return cls._from_json(record)
         except (KeyError, TypeError) as error:
-            problem = f"{folder / LAB_FILE} is not a lab's ({error})"
+            problem = f"{folder / LAB_FILE} is not a lab's, or not yet ({error})"
             raise LabError(f"{problem}; `testbed lab down` removes the lab") from None
 
     @classmethod
@@ -98,7 +100,7 @@ class MachineFolder:
 
     @property
     def path(self) -> Path:
-        return self.lab / "hosts" / self.name
+        return self.lab / HOSTS / self.name
 
     @property
     def rendered(self) -> Path:
