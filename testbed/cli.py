@@ -89,7 +89,9 @@ def main(args: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except TestbedError as error:
-        click.echo(typable(f"testbed: {error}", _inventory_in(sys.argv[1:] if args is None else args)), err=True)
+        given = sys.argv[1:] if args is None else args
+        told = typable(f"testbed: {error}", _given("--inventory", given), _given("--folder", given))
+        click.echo(told, err=True)
         return WRONG_USE if isinstance(error, UsageError) else FAILED
     except (click.Abort, KeyboardInterrupt):
         click.echo("testbed: interrupted", err=True)
@@ -104,11 +106,11 @@ def main(args: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _inventory_in(args: Sequence[str]) -> str | None:
-    """What --inventory was given, wherever it stands."""
+def _given(option: str, args: Sequence[str]) -> str | None:
+    """What an option was given, wherever it stands."""
     following = dict(itertools.pairwise(args))
-    joined = (word.partition("=")[2] for word in args if word.startswith("--inventory="))
-    return following.get("--inventory") or next(joined, None)
+    joined = (word.partition("=")[2] for word in args if word.startswith(f"{option}="))
+    return following.get(option) or next(joined, None)
 
 
 def _close_stdout() -> None:

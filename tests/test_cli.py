@@ -207,3 +207,21 @@ def test_a_command_in_a_message_can_be_typed_as_it_stands(tmp_path, capsys, monk
 
 def test_an_inventory_with_a_space_in_its_name_can_be_typed_too():
     assert typable("see testbed status", Path("my lab.yaml")) == "see testbed status --inventory 'my lab.yaml'"
+
+
+@pytest.mark.parametrize("given", [["--folder", "my lab"], ["--folder=my lab"]])
+def test_a_command_for_a_lab_in_a_message_has_its_folder(tmp_path, capsys, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my lab").mkdir()
+    (tmp_path / "my lab" / "lab.json").touch()
+    assert main(["lab", "up", *given]) == 1
+    told = capsys.readouterr().err
+    assert "see `testbed lab status --folder 'my lab'`, and `testbed lab down --folder 'my lab'` to remove it" in told
+    assert main(["lab", "status", *given]) == 1
+    assert "`testbed lab down --folder 'my lab'` removes the lab" in capsys.readouterr().err
+
+
+def test_the_labs_own_folder_need_not_be_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TESTBED_CACHE", str(tmp_path))
+    assert main(["lab", "status"]) == 1
+    assert f"there is no lab in {tmp_path}/lab; `testbed lab up` makes one" in capsys.readouterr().err

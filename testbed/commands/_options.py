@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 #: Commands that look devices up, as messages name them.
 _NAMED = re.compile(r"\btestbed (calibrate|clean|deploy|meter|power|provision|record|status|trust|unlock)\b")
+#: Commands for a virtual lab, likewise.
+_OF_LAB = re.compile(r"\btestbed lab (cut|down|freeze|mend|reboot|shape|start|status|stop|thaw|up)\b")
 
 
 def inventory_options(command: Command) -> Command:
@@ -69,12 +71,13 @@ def runs_option(command: Command) -> Command:
     )(command)
 
 
-def typable(text: str, inventory: Path | str | None) -> str:
-    """A message whose commands can be typed as they stand: with the inventory that this command was given."""
-    if inventory is None:
-        return text
-    given = shlex.quote(str(inventory))
-    return _NAMED.sub(lambda found: f"testbed {found[1]} --inventory {given}", text)
+def typable(text: str, inventory: Path | str | None, folder: str | None = None) -> str:
+    """A message whose commands can be typed as they stand: with the inventory or lab that this command was given."""
+    return _with(_OF_LAB, "--folder", folder, _with(_NAMED, "--inventory", inventory, text))
+
+
+def _with(commands: re.Pattern[str], option: str, given: Path | str | None, text: str) -> str:
+    return text if given is None else commands.sub(lambda found: f"{found[0]} {option} {shlex.quote(str(given))}", text)
 
 
 def read_inventory(inventory: Path | None, only: Sequence[str]) -> Inventory:

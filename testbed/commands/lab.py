@@ -65,7 +65,8 @@ def up(context: click.Context, /, folder: Path | None, *, vm: bool, **options: A
     """Make a lab, and an inventory that works at once with --inventory."""
     from testbed.lab.lab import default_folder
 
-    _refuse_others(context, _OF_NAMESPACES if vm else _OF_MACHINES, "goes without --vm" if vm else "needs --vm")
+    names, why = (_OF_NAMESPACES, "is not for virtual machines (--vm)") if vm else (_OF_MACHINES, "needs --vm")
+    _refuse_others(context, names, why)
     shape = _shape(**{name: options.pop(name) for name in ("bandwidth", "delay", "loss")})
     lab = (_machines if vm else _namespaces)(folder or default_folder(), shape, **options)
     _print(lab)
@@ -165,16 +166,23 @@ def status(as_json: bool, folder: Path | None) -> None:
 @_folder_option
 def shape(host: str, folder: Path | None, **options: str | None) -> None:
     """Give HOST's link another bandwidth, delay and loss; what is not named is lifted."""
-    _open(folder).host(host).shape(_shape(**options))
+    wanted = _shape(**options)
+    _open(folder).host(host).shape(wanted)
+    click.echo(f"{host}: {wanted}")
 
 
-def _verb(name: str, do: Callable[[AnyHost], None], text: str) -> None:
+def _verb(name: str, do: Callable[[AnyHost], None], done: str | None, text: str, *, begun: str | None = None) -> None:
+    """A command that does something to hosts, and says what each of them is afterwards; None: what its state says."""
+
     @click.argument("hosts", metavar="HOST...", nargs=-1, required=True)
     @_folder_option
     def run(hosts: tuple[str, ...], folder: Path | None) -> None:
         lab = _open(folder)
         for host in [lab.host(name) for name in hosts]:
+            if begun is not None:
+                click.echo(f"{host.name}: {begun} …", err=True)
             do(host)
+            click.echo(f"{host.name}: {done or _condition(host)}")
 
     command.command(name, help=text)(run)
 
@@ -190,18 +198,25 @@ def _start(host: AnyHost) -> None:
 
 
 def _wait_up(host: AnyHost) -> None:
-    """A host that is cut off cannot answer."""
-    if host.state().connected:
+    """A host that is cut off or frozen cannot answer."""
+    state = host.state()
+    if state.connected and state.state != "frozen":
         host.wait_up()
 
 
-_verb("cut", lambda host: host.cut(), "Pull the network cable of each HOST.")
-_verb("mend", lambda host: host.mend(), "Put the network cable of each HOST back.")
-_verb("freeze", lambda host: host.freeze(), "Stop every process of each HOST where it is.")
-_verb("thaw", lambda host: host.thaw(), "Let the processes of each HOST go on.")
-_verb("reboot", _reboot, "Reboot each HOST: its disk stays, /tmp and everything that ran is gone.")
-_verb("stop", lambda host: host.stop(), "Pull the plug of each HOST.")
-_verb("start", _start, "Switch each HOST on.")
+def _condition(host: AnyHost) -> str:
+    state = host.state()
+    return state.state if state.connected else f"{state.state}, and its cable is pulled"
+
+
+_verb("cut", lambda host: host.cut(), "cut", "Pull the network cable of each HOST.")
+_verb("mend", lambda host: host.mend(), "mended", "Put the network cable of each HOST back.")
+_verb("freeze", lambda host: host.freeze(), "frozen", "Stop every process of each HOST where it is.")
+_verb("thaw", lambda host: host.thaw(), "thawed", "Let the processes of each HOST go on.")
+_verb("reboot", _reboot, None, "Reboot each HOST: its disk stays, /tmp and everything that ran is gone.",
+      begun="rebooting")  # fmt: skip
+_verb("stop", lambda host: host.stop(), "off", "Pull the plug of each HOST.")
+_verb("start", _start, None, "Switch each HOST on.", begun="starting")
 
 
 def _open(folder: Path | None) -> AnyLab:

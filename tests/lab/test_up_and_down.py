@@ -132,9 +132,20 @@ def test_the_command_line_brings_up_drills_and_takes_down(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "100 Mbit/s" in told
     assert f"inventory: {tmp_path}/lab/inventory.yaml" in told
-    for verb in ("cut", "mend", "freeze", "thaw", "reboot", "stop", "start"):
+    told_of = {
+        "cut": "cut", "mend": "mended", "freeze": "frozen", "thaw": "thawed",
+        "reboot": "up", "stop": "off", "start": "up",
+    }  # fmt: skip
+    for verb, condition in told_of.items():
         assert main(["lab", verb, "board-1", *folder]) == 0
+        assert capsys.readouterr().out == f"board-1: {condition}\n"
+    assert main(["lab", "cut", "board-1", *folder]) == 0
+    assert main(["lab", "start", "board-1", *folder]) == 0
+    assert capsys.readouterr().out.endswith("board-1: up, and its cable is pulled\n")
+    assert main(["lab", "mend", "board-1", *folder]) == 0
+    capsys.readouterr()
     assert main(["lab", "shape", "board-1", "--delay", "1ms", *folder]) == 0
+    assert capsys.readouterr().out == "board-1: 1 ms each way\n"
     assert main(["lab", "status", "--json", *folder]) == 0
     [host] = json.loads(capsys.readouterr().out)["hosts"]
     assert (host["state"], host["connected"], host["boots"]) == ("up", True, 3)

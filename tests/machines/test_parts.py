@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,11 +16,13 @@ import threading
 import pytest
 from click.testing import CliRunner
 
+from testbed.cli import main
 from testbed.commands.lab import command as lab_command
 from testbed.config import load_image_settings, load_inventory
 from testbed.errors import LabError, TestbedError
 from testbed.lab.link import LinkShape
 from testbed.lab.machines import link, time_server
+from testbed.lab.machines.host import VirtualMachineHost
 from testbed.lab.machines.lab import MachineLab, take_down
 from testbed.lab.machines.preparation import prepare
 from testbed.lab.machines.qemu import command
@@ -150,6 +153,39 @@ def test_what_is_off_refuses_what_needs_it_on(spec, tmp_path):
             verb()
 
 
+@pytest.mark.parametrize(
+    ("status", "connected", "told"),
+    [
+        ("paused", True, "board-1 is frozen, and cannot {}; first `testbed lab thaw board-1`"),
+        ("running", False, "board-1 is cut, and cannot {}; first `testbed lab mend board-1`"),
+        ("paused", False, "board-1 is frozen, and cannot {}; first `testbed lab thaw board-1`"),
+    ],
+)
+def test_what_cannot_answer_is_not_asked_over_ssh(spec, tmp_path, monkeypatch, status, connected, told):
+    spec.save(tmp_path)
+    host = open_lab(tmp_path).host("board-1")
+    host.folder.path.mkdir(parents=True)
+    getattr(host, "mend" if connected else "cut")()
+    monkeypatch.setattr(VirtualMachineHost, "alive", True)
+    monkeypatch.setattr(host, "_ask", lambda what: {"status": status})
+    monkeypatch.setattr(host, "console", None)
+    for verb, words in ((host.reboot, "reboot"), (lambda: host.shape(LinkShape()), "be shaped")):
+        with pytest.raises(LabError, match=re.escape(told.format(words))):
+            verb()
+
+
+def test_a_verb_tells_what_the_machine_is_afterwards(spec, tmp_path, capsys):
+    spec.save(tmp_path)
+    (tmp_path / "hosts" / "board-1").mkdir(parents=True)
+    words = ["board-1", "--folder", str(tmp_path)]
+    assert [main(["lab", verb, *words]) for verb in ("cut", "mend", "stop")] == [0, 0, 0]
+    assert capsys.readouterr().out == "board-1: cut\nboard-1: mended\nboard-1: off\n"
+    assert main(["lab", "reboot", *words]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("board-1: rebooting …\n")
+    assert f"`testbed lab start --folder {tmp_path} board-1` starts it" in told
+
+
 def test_half_a_lab_is_taken_down(spec, tmp_path):
     folder = tmp_path / "lab"
     folder.mkdir()
@@ -173,8 +209,8 @@ def test_a_lab_that_cannot_be_read_is_taken_down_all_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--vm", "--persona", "plain"), "--persona goes without --vm"),
-        (("--vm", "--subnet", "10.0.0.0/24"), "--subnet goes without --vm"),
+        (("--vm", "--persona", "plain"), "--persona is not for virtual machines"),
+        (("--vm", "--subnet", "10.0.0.0/24"), "--subnet is not for virtual machines"),
         (("--architecture", "amd64"), "--architecture needs --vm"),
         (("--no-environment",), "--no-environment needs --vm"),
         (("--vm", "--memory", "64 MiB"), "--memory: expected at least 512 MiB for a virtual machine"),

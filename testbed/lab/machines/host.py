@@ -30,6 +30,7 @@ _ANSWER_SECONDS = 5.0
 _CONSOLE_SECONDS = 300.0
 _LOGIN_SECONDS = 2.0
 _SSH_FAILED = 255  # the exit code of ssh itself
+_FROZEN = "paused"  # as QEMU says it
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class VirtualMachineHost:
 
     def reboot(self) -> None:
         """Like its user who types `reboot`: what is not on its disk is gone."""
-        self._expect_alive("reboot")
+        self._expect_reachable("reboot")
         with self._qmp(_CONSOLE_SECONDS) as qmp:
             self.console(["systemctl", "reboot", "--no-block"])
             qmp.wait_for("RESET", "SHUTDOWN")
@@ -137,16 +138,16 @@ class VirtualMachineHost:
         self._connect(there=True)
 
     def freeze(self) -> None:
-        self._expect_alive("freeze")
+        self._expect_alive("be frozen")
         self._ask("stop")
 
     def thaw(self) -> None:
-        self._expect_alive("thaw")
+        self._expect_alive("be thawed")
         self._ask("cont")
 
     def shape(self, shape: LinkShape) -> None:
         """By the machine's own kernel, also after it has booted again."""
-        self._expect_alive("shape")
+        self._expect_reachable("be shaped")
         done = self.console(["sh", "-c", link.script(shape)])
         if done.returncode:
             raise LabError(f"host {self.name}: its link cannot be shaped: {done.stderr.strip()}")
@@ -185,7 +186,7 @@ class VirtualMachineHost:
             status = self._ask("query-status")["status"]
         except LabError as error:
             return "gone", str(error)
-        if status == "paused":
+        if status == _FROZEN:
             return "frozen", None
         return ("up" if not record.connected or self._answers(_ANSWER_SECONDS) else "booting"), None
 
@@ -208,6 +209,17 @@ class VirtualMachineHost:
     def _expect_alive(self, verb: str) -> None:
         if not self.alive:
             raise LabError(f"host {self.name} is off, and cannot {verb}; `testbed lab start {self.name}` starts it")
+
+    def _expect_reachable(self, verb: str) -> None:
+        """For what is done over its SSH server: from a machine that cannot answer, an answer would be waited for."""
+        self._expect_alive(verb)
+        if self._ask("query-status")["status"] == _FROZEN:
+            state, way_out = "frozen", "thaw"
+        elif not self._read().connected:
+            state, way_out = "cut", "mend"
+        else:
+            return
+        raise LabError(f"host {self.name} is {state}, and cannot {verb}; first `testbed lab {way_out} {self.name}`")
 
     def _ask(self, what: str, **arguments: Any) -> Any:
         with self._qmp() as qmp:
