@@ -132,17 +132,19 @@ def _digest() -> str:
 
 def _make(image: DebianImage, say: Say) -> None:
     root, draft = image.folder / "root", image.folder / "disk.ext4"
+    part = image.disk.with_name(f"{image.disk.name}.part")
     try:
         _install(root, image.architecture, say)
         say("writing the disk")
         for name, target in (("vmlinuz", image.kernel), ("initrd.img", image.initrd)):
             shutil.copyfile(_linked(root, name), target)
         run(["mke2fs", "-q", "-t", "ext4", "-L", "edge-root", "-d", str(root), str(draft), _DISK_SIZE])
-        run(["qemu-img", "convert", "-O", "qcow2", str(draft), f"{image.disk}.part"])
-        image.disk.with_name(f"{image.disk.name}.part").replace(image.disk)
+        run(["qemu-img", "convert", "-O", "qcow2", str(draft), str(part)])
+        part.replace(image.disk)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-        draft.unlink(missing_ok=True)
+        for file in (draft, part):
+            file.unlink(missing_ok=True)
 
 
 def _linked(root: Path, name: str) -> Path:
@@ -176,9 +178,14 @@ def _mmdebstrap(words: list[str], say: Say) -> None:
     last = ""
     with process:
         assert process.stderr is not None
-        for line in process.stderr:
-            last = line.strip() or last
-            if line.startswith("I: "):
-                say(line[3:].strip())
+        try:
+            for line in process.stderr:
+                last = line.strip() or last
+                if line.startswith("I: "):
+                    say(line[3:].strip())
+        except BaseException:
+            process.kill()  # and all that is in its namespace with it
+            process.stderr.read()  # until the last of them is gone: they write into what is removed next
+            raise
     if process.returncode:
         raise UsageError(f"mmdebstrap failed ({process.returncode}): {last}")
