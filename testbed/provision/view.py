@@ -85,7 +85,7 @@ class PlainLines(AbstractContextManager["PlainLines"]):
     def doing(self, device: str, words: str) -> None:
         step = words.partition(":")[0]
         with self._lock:
-            if self._at.get(device) not in {step, None}:
+            if self._at.get(device) != step:
                 self._say(f"{device}: {step} …")
             self._at[device] = step
 

@@ -154,8 +154,11 @@ class Visit:
 
     def _look(self) -> None:
         """Gather the facts, and let every step compare; after a fatal problem none of the later ones is asked."""
+        if self._connection is None:
+            self._say("connecting")  # to a board that is away it takes its time
+        link = self._link()
         self._say("facts")
-        facts = gather(self._link(), self.device, self.parts)
+        facts = gather(link, self.device, self.parts)
         self._lock = facts.pop("lock", None)  # tomorrow it is another one's
         self._facts = facts
         self.first_facts = self.first_facts or facts

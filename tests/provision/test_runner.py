@@ -316,10 +316,10 @@ def test_the_live_table_shows_every_device_and_its_end():
 def test_plain_lines_tell_each_step_once():
     lines = []
     with PlainLines(lines.append) as plain:
-        for words in ("facts", "environment: torch, 1 of 3", "environment: torch, 2 of 3", "proof"):
+        for words in ("connecting", "environment: torch, 1 of 3", "environment: torch, 2 of 3", "proof"):
             plain.doing("a", words)
         plain.ended(OUTCOMES[READY])
-    assert lines == ["a: environment …", "a: proof …", "a: ready, 0.00 s"]
+    assert lines == ["a: connecting …", "a: environment …", "a: proof …", "a: ready, 0.00 s"]
 
 
 def test_emulated_devices_of_this_machine_need_nothing(capsys):

@@ -308,3 +308,14 @@ def test_a_visit_that_is_stopped_ends_between_two_steps(visit):
     outcome = visit(FileStep("a"), FileStep("b", action=stop), FileStep("c"), stopped=stopped).go()
     assert outcome.status == INTERRUPTED
     assert sorted(path.name for path in visit.folder.iterdir()) == ["a"]
+
+
+def test_it_is_said_that_a_board_is_being_reached_before_it_answers(visit):
+    said = []
+
+    def connect():
+        said.append("(no answer)")
+        raise DeviceError("box does not answer")
+
+    assert visit(FileStep("a"), connect=connect, say=said.append).go().status == FAILED
+    assert said == ["connecting", "(no answer)"]
