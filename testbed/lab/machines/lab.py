@@ -89,7 +89,10 @@ class MachineLab(LabBase[VirtualMachineHost]):
             if self.spec.accelerated
             else "emulation of every instruction: slow, and no measure of a board's speed"
         )
-        return f"Virtual machines ({self.spec.architecture}) by {by}. Links are shaped by each machine's own netem."
+        return (
+            f"Virtual machines ({self.spec.architecture}) by {by}. Links are shaped by each machine's own netem. "
+            "Memory: what QEMU takes of this machine's, not what the board uses."
+        )
 
     def _build(self, shape: LinkShape, say: Say) -> None:
         prepare(self.folder, self.spec, say)
