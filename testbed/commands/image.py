@@ -72,13 +72,14 @@ def render(
     """
     from testbed.device_images.base import verify
     from testbed.device_images.catalogue import named
-    from testbed.device_images.render import KNOWN_HOSTS, write
+    from testbed.device_images.render import KNOWN_HOSTS, refuse_foreign, write
     from testbed.device_images.render import render as rendered
 
     if checksums is not None and base is None:
         raise UsageError("--checksums: there is no file to compare with it; name the publisher's by `--base FILE`")
     password = None if wifi_password_file is None else _password(wifi_password_file)
     made = _board(board, inventory, image_name, authorized_keys, password, output)
+    refuse_foreign(output, made.host_name)
     files = rendered(made)
     if base is not None:
         with _progress() as tell:

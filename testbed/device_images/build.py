@@ -7,6 +7,7 @@ that is there and empty, and gives what is to be said of it, line by line.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from pathlib import Path
 from testbed.device_images import catalogue
 from testbed.device_images.base import Progress
 from testbed.device_images.catalogue import Image
-from testbed.device_images.check import WRONG, check, read_manifest
+from testbed.device_images.check import PRIVACY, WRONG, check
+from testbed.device_images.render import read_manifest
 from testbed.errors import UsageError
 
 #: Recipe → the module of this package that builds it.
@@ -50,7 +52,7 @@ def build(
     manifest = read_manifest(folder)
     image = catalogue.named(manifest["image"])
     builder = _builder(folder, image)
-    _refuse_output(output, base)
+    _refuse_output(output, folder, base, checksums)
     _refuse_changed(folder)
     order = Order(folder, tuple(manifest["files"]), image, manifest["architecture"], output, base, checksums)
     with _whole(output) as part:
@@ -70,11 +72,19 @@ def _builder(folder: Path, image: Image) -> Builder:
     return builder
 
 
-def _refuse_output(output: Path, base: Path | None) -> None:
+def _refuse_output(output: Path, folder: Path, base: Path | None, checksums: Path | None) -> None:
+    """An image takes no file's place: none tells whether it is an earlier image, or all that there is of something."""
     if output.exists() and not output.is_file():
-        raise UsageError(f"{output}: expected the name of a file; the image is written to a card afterwards")
-    if base is not None and output.exists() and base.exists() and output.samefile(base):
-        raise UsageError(f"{output} is the publisher's file; name another one for the image")
+        raise UsageError(f"-o {output}: expected the name of a file; the image is written to a card afterwards")
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"-o {output}: {folder} holds the files that the image is made of; name a file elsewhere")
+    for what, given in (("file", base), ("file of checksums", checksums)):
+        if given is not None and output.exists() and given.exists() and output.samefile(given):
+            raise UsageError(f"-o {output} is the publisher's {what}; name another one for the image")
+    if os.path.lexists(output):
+        raise UsageError(f"-o {output} is there already; name another file for the image, or remove this one")
+    if not output.parent.is_dir():
+        raise UsageError(f"-o {output}: there is no folder {output.parent}; make it, or name another one")
 
 
 def _refuse_changed(folder: Path) -> None:
@@ -83,17 +93,18 @@ def _refuse_changed(folder: Path) -> None:
         first = wrong[0]
         raise UsageError(
             f"{folder}: {first.file}: {first.text or first.looked_at}; `testbed image check {folder}` shows all "
-            f"{len(wrong)}; render it anew"
+            f"{len(wrong)}{'' if all(each.looked_at == PRIVACY for each in wrong) else '; render it anew'}"
         )
 
 
 @contextmanager
 def _whole(output: Path) -> Iterator[Path]:
-    """A private file beside the output, which takes its place when all went well, and is gone otherwise."""
-    part = output.with_name(output.name + _UNFINISHED)
+    """A private file beside the output, which takes its name when all went well, and is gone otherwise."""
+    part = None
     try:
-        part.unlink(missing_ok=True)
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        handle, name = tempfile.mkstemp(prefix=f".{output.name}-", suffix=_UNFINISHED, dir=output.parent)
+        part = Path(name)
+        os.close(handle)
         yield part
         with part.open("rb") as written:
             os.fsync(written.fileno())
@@ -101,4 +112,5 @@ def _whole(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror or error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        if part is not None:
+            part.unlink(missing_ok=True)

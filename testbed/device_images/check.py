@@ -17,10 +17,11 @@ from typing import Any
 import yaml
 
 from testbed.device_images import catalogue
-from testbed.device_images.render import MANIFEST, PRIVATE_SUFFIX, recipe_digest
-from testbed.errors import UsageError
+from testbed.device_images.render import MANIFEST, PRIVATE_SUFFIX, read_manifest, recipe_digest
 
 GOOD, WRONG, UNSEEN = "good", "wrong", "not looked at"
+#: What is looked at where only a mode is wrong: chmod mends it, nothing needs to be rendered.
+PRIVACY = "privacy"
 _SECONDS = 60.0
 _KEY_MARK = "PRIVATE KEY"
 _NETPLAN_VERSION = 2
@@ -50,18 +51,6 @@ def check(folder: Path) -> tuple[Finding, ...]:
 
 
 # ── the folder ───────────────────────────────────────────────────────────────────────────────────────────────────────
-def read_manifest(folder: Path) -> Mapping[str, Any]:
-    """What was rendered into a folder: image, state of the recipe, digests; raises UsageError for any other folder."""
-    try:
-        told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = {str(name): str(digest) for name, digest in told["files"].items()}
-        return {**{name: str(told[name]) for name in ("image", "recipe", "architecture")}, "files": files}
-    except FileNotFoundError:
-        raise UsageError(f"{folder} has no {MANIFEST}: it was not made by `testbed image render`") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{folder / MANIFEST} cannot be read ({error}); render the files anew") from None
-
-
 def _as_rendered(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
     for name, digest in sorted(manifest["files"].items()):
         path = folder / name
@@ -84,13 +73,17 @@ def _recipe(manifest: Mapping[str, Any]) -> Finding:
 
 def _privacy(folder: Path) -> Finding:
     if folder.stat().st_mode & 0o077:
-        return Finding(".", "privacy", WRONG, f"others may read it, and it holds secrets: chmod 700 {folder}")
-    return Finding(".", "privacy", GOOD)
+        return Finding(".", PRIVACY, WRONG, f"others may read it, and it holds secrets: chmod 700 {folder}")
+    return Finding(".", PRIVACY, GOOD)
 
 
 # ── one file ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _content(path: Path, name: str) -> Iterator[Finding]:
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        yield Finding(name, "text", WRONG, "it is no text (UTF-8)")
+        return
     if _KEY_MARK in text or path.suffix == PRIVATE_SUFFIX:
         yield _secret(path, name)
     if text.startswith("#cloud-config"):
@@ -111,8 +104,8 @@ def _content(path: Path, name: str) -> Iterator[Finding]:
 
 def _secret(path: Path, name: str) -> Finding:
     if path.stat().st_mode & 0o077:
-        return Finding(name, "privacy", WRONG, f"others may read it, and it holds a secret: chmod 600 {path}")
-    return Finding(name, "privacy", GOOD)
+        return Finding(name, PRIVACY, WRONG, f"others may read it, and it holds a secret: chmod 600 {path}")
+    return Finding(name, PRIVACY, GOOD)
 
 
 def _by_tool(name: str, looked_at: str, command: list[str], package: str) -> Finding:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -43,10 +44,15 @@ class HostKey:
         try:
             text = path.read_text(encoding="ascii")
             key = load_ssh_private_key(text.encode(), None)
-        except (OSError, ValueError, TypeError) as error:
-            raise UsageError(f"{path} is no private key without a passphrase: {error}") from None
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            key = None
         if not isinstance(key, Ed25519PrivateKey):
-            raise UsageError(f"{path}: expected an ed25519 key")
+            raise UsageError(
+                f"{path} is damaged: expected a private ed25519 key without a passphrase; put it back, or remove the "
+                "file or name a new folder: the board then gets a new host key"
+            )
         return cls(text, _public(key))
 
 

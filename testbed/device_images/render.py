@@ -81,19 +81,15 @@ def render(board: Board) -> tuple[RenderedFile, ...]:
 def write(files: tuple[RenderedFile, ...], folder: Path) -> None:
     """Write them below a folder that is only the user's; what an earlier rendering left there goes.
 
-    Raises UsageError for a folder that holds anything else.
+    Raises UsageError for a folder that holds anything else, or another board.
     """
-    _refuse_foreign(folder)
+    refuse_foreign(folder, _device_of(files))
     try:
-        _clear(folder)
+        _clear(folder, {file.path for file in files})
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         for file in files:
-            path = folder / file.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            path.write_text(file.text, encoding="utf-8")
-            path.chmod(file.mode)
+            _write(file, folder / file.path)
     except OSError as error:
         raise UsageError(f"{folder}: the files cannot be written: {error.strerror}") from None
 
@@ -102,6 +98,42 @@ def host_key_in(folder: Path) -> HostKey:
     """The host key of an earlier rendering, so that a card that is made anew is the same board; else a new one."""
     path = folder / HOST_KEY_FILE
     return HostKey.read(path) if path.is_file() else HostKey.made()
+
+
+def refuse_foreign(folder: Path, device: str) -> None:
+    """Raises UsageError for a folder that is not for the files of the board of that host name."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: expected a folder, and it is a file")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / MANIFEST).is_file():
+        raise UsageError(f"{folder} holds other files than those of an image; name a new folder")
+    there = read_manifest(folder)["device"]
+    if there != device:
+        raise UsageError(f"{folder} holds the files of {there}; name another folder for those of {device}")
+
+
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """What was rendered into a folder: image, board, state of the recipe, digests.
+
+    Raises UsageError for any other folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: expected the folder that `testbed image render` wrote, and it is a file")
+    path = folder / MANIFEST
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        files = {str(name): str(digest) for name, digest in told["files"].items()}
+        return {**{name: str(told[name]) for name in ("image", "recipe", "device", "architecture")}, "files": files}
+    except FileNotFoundError:
+        raise UsageError(f"{folder} has no {MANIFEST}: it was not made by `testbed image render`") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(
+            f"{path} is not as `testbed image render` wrote it: put it back, or render the files into a new folder, "
+            "where the board gets a new host key"
+        ) from None
 
 
 def recipe_digest(image: Image) -> str:
@@ -198,19 +230,30 @@ def _manifest(board: Board, image: Image, files: list[RenderedFile]) -> str:
     return json.dumps(told, indent=1) + "\n"
 
 
-def _refuse_foreign(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: expected a folder, and it is a file")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
-        raise UsageError(f"{folder} holds other files than those of an image; name a new folder")
+def _device_of(files: tuple[RenderedFile, ...]) -> str:
+    manifest = next(file for file in files if file.path == MANIFEST)
+    return str(json.loads(manifest.text)["device"])
 
 
-def _clear(folder: Path) -> None:
-    """Remove what the manifest names, and nothing else."""
-    try:
-        told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+def _clear(folder: Path, kept: set[str]) -> None:
+    """Remove what the manifest names and is not written again, with the folders that this empties; nothing else."""
+    if not (folder / MANIFEST).is_file():
         return
-    for path in (folder / name for name in (*told, MANIFEST)):
-        if path.resolve().is_relative_to(folder.resolve()):
-            path.unlink(missing_ok=True)
+    root = folder.resolve()
+    for path in (folder / name for name in read_manifest(folder)["files"] if name not in kept):
+        if not path.resolve().is_relative_to(root):
+            continue
+        path.unlink(missing_ok=True)
+        parent = path.parent
+        while parent.is_dir() and parent.resolve() != root and not any(parent.iterdir()):
+            parent.rmdir()
+            parent = parent.parent
+
+
+def _write(file: RenderedFile, path: Path) -> None:
+    """One that is there as it should be is left: a full disk must not cost a board its host key."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() or path.read_bytes() != file.text.encode():
+        path.touch(mode=0o600)
+        path.write_text(file.text, encoding="utf-8")
+    path.chmod(file.mode)

@@ -49,7 +49,7 @@ def desk(published, tmp_path, monkeypatch):
 
 def seen(folder):
     """Whatever is to be the same when nothing was touched."""
-    stats = {path: path.stat() for path in folder.iterdir()}
+    stats = {path: path.lstat() for path in folder.iterdir()}
     return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 
 
@@ -122,14 +122,27 @@ def spoil(desk, what):
     elif what == "not to be read":
         (desk / "SHA256SUMS").write_bytes(b"\xff\xfe")
     else:
-        (desk / "board-1.img").mkdir()
+        block(desk / "board-1.img", what)
+
+
+def block(output, what):
+    if what == "a folder in the way":
+        output.mkdir()
+    elif what == "a file in the way":
+        output.write_text("a thesis")
+    else:
+        output.symlink_to("SHA256SUMS" if what == "a link to the file of checksums" else "nowhere")
 
 
 @pytest.mark.parametrize(
     ("what", "words", "message"),
     [
         ("changed by hand", FROM_PUBLISHER, "bootfs/user-data: it was changed by hand"),
-        ("readable by others", FROM_PUBLISHER, "others may read it"),
+        (
+            "readable by others",
+            FROM_PUBLISHER,
+            "chmod 700 cards/board-1; `testbed image check cards/board-1` shows all 1",
+        ),
         ("another recipe", FROM_PUBLISHER, "another state of the recipe"),
         ("damaged", FROM_PUBLISHER, "is damaged, or it is not the publisher's file"),
         ("of no Raspberry Pi", FROM_PUBLISHER, "no FAT partition with cmdline.txt and config.txt"),
@@ -137,12 +150,21 @@ def spoil(desk, what):
         ("full", FROM_PUBLISHER, "cannot be written to the boot partition: Disk full"),
         ("not to be read", FROM_PUBLISHER, "--checksums: SHA256SUMS cannot be read: it is no text"),
         ("a folder in the way", FROM_PUBLISHER, "expected the name of a file"),
+        ("a file in the way", FROM_PUBLISHER, "board-1.img is there already; name another file for the image"),
+        ("a link to the file of checksums", FROM_PUBLISHER, "is the publisher's file of checksums; name another one"),
+        ("a link that leads nowhere", FROM_PUBLISHER, "board-1.img is there already"),
         (None, (), "get it from https://www.raspberrypi.com/software/operating-systems/"),
         (None, ("--base", "nothing.img.xz"), "there is no file nothing.img.xz"),
         (None, ("--base", "some-os-lite.img.xz"), "there is nothing to compare some-os-lite.img.xz with"),
         (None, ("--base", "card.img", "--checksums", "SHA256SUMS"), "card.img is not named in the file of checksums"),
         (None, (*FROM_PUBLISHER, "-o", "some-os-lite.img.xz"), "is the publisher's file; name another one"),
-        (None, (*FROM_PUBLISHER, "-o", "not/there.img"), "not/there.img cannot be written"),
+        (None, (*FROM_PUBLISHER, "-o", "SHA256SUMS"), "is the publisher's file of checksums; name another one"),
+        (
+            None,
+            (*FROM_PUBLISHER, "-o", "cards/board-1/ssh_host_ed25519_key"),
+            "holds the files that the image is made of",
+        ),
+        (None, (*FROM_PUBLISHER, "-o", "not/there.img"), "there is no folder not; make it, or name another one"),
     ],
 )
 def test_what_is_in_the_way_is_said_and_nothing_is_left(what, words, message, desk, build):
@@ -156,8 +178,8 @@ def test_what_is_in_the_way_is_said_and_nothing_is_left(what, words, message, de
 
 
 @pytest.mark.parametrize(("thrown", "code"), [(KeyboardInterrupt, 130), (OSError(28, "No space left on device"), 2)])
-def test_what_is_interrupted_leaves_the_image_that_was_there(thrown, code, desk, build, monkeypatch):
-    (desk / "board-1.img").write_text("the one of last week")
+def test_what_is_interrupted_leaves_nothing_and_takes_nothing(thrown, code, desk, build, monkeypatch):
+    (desk / "board-1.img.part").write_text("of somebody")
 
     def write_none(self, name, content):
         raise thrown

@@ -138,6 +138,27 @@ def test_what_was_changed_or_opened_afterwards_is_wrong(image, lab):
 
 def test_a_folder_that_was_not_rendered_is_refused(image, lab):
     assert "was not made by" in image("check", lab)[1]
+    assert (
+        "expected the folder that `testbed image render` wrote, and it is a file" in image("check", lab / "private")[1]
+    )
+
+
+def test_a_file_that_is_no_text_is_wrong(image, lab):
+    write(render(GOLDEN["raspberry_pi_os_trixie_by_wifi"]()), lab / "card")
+    (lab / "card/bootfs/user-data").write_bytes(b"\xff\xfe")
+    code, said = image("check", lab / "card", "--json")
+    wrong = {each["text"] for each in json.loads(said) if each["verdict"] == "wrong"}
+    assert code == 1
+    assert wrong == {"it was changed by hand", "it is no text (UTF-8)"}
+
+
+def test_a_folder_of_another_board_is_refused_before_anything_is_compared(image, lab):
+    assert image("render", "pi-1", "-o", lab / "card")[0] == 0
+    (lab / "secret").write_text("open sesame")
+    words = ("-o", lab / "card", "--wifi-password-file", lab / "secret", "--base", lab / "none.img.xz")
+    code, said = image("render", "pi-2", *words)
+    assert code == 2
+    assert f"{lab / 'card'} holds the files of pi-1; name another folder for those of pi-2" in said
 
 
 def test_a_tool_that_is_not_installed_is_told(image, lab, monkeypatch):

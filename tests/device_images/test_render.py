@@ -98,11 +98,47 @@ def test_a_board_that_is_rendered_again_is_the_same_board(tmp_path):
     assert HostKey.made().public != HostKey.made().public
 
 
-def test_what_an_earlier_rendering_left_is_gone(tmp_path):
+def test_what_an_earlier_rendering_left_is_gone_with_the_folders_that_it_was_in(tmp_path):
     write(render(GOLDEN["raspberry_pi_os_trixie_by_wifi"]()), tmp_path / "it")
+    write(render(GOLDEN["jetson_nano_jetpack_4"]()), tmp_path / "it")
+    assert below(tmp_path / "it") == told(GOLDEN["jetson_nano_jetpack_4"]())
+    assert not (tmp_path / "it/bootfs").exists()
+
+
+def test_a_folder_of_another_board_is_left_alone(tmp_path):
     write(render(GOLDEN["debian_trixie"]()), tmp_path / "it")
-    assert not (tmp_path / "it/bootfs/user-data").exists()
-    assert (tmp_path / "it/seed/user-data").exists()
+    before = below(tmp_path / "it")
+    with pytest.raises(UsageError, match="holds the files of board-1; name another folder for those of board-2"):
+        write(render(replace(GOLDEN["debian_trixie"](), host_name="board-2")), tmp_path / "it")
+    assert below(tmp_path / "it") == before
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"files": []}', "no JSON", "\0"])
+def test_a_folder_whose_manifest_is_another_one_is_left_alone(text, tmp_path):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UsageError, match="is not as `testbed image render` wrote it: put it back, or render"):
+        write(render(GOLDEN["debian_trixie"]()), tmp_path)
+    assert below(tmp_path) == {"manifest.json": text}
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"\xff", b"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n"])
+def test_a_damaged_host_key_is_told_with_the_way_out(spoilt, tmp_path):
+    (tmp_path / "ssh_host_ed25519_key").write_bytes(spoilt)
+    with pytest.raises(UsageError, match=r"is damaged: .*; put it back, or remove the file or name a new folder"):
+        host_key_in(tmp_path)
+
+
+def test_a_disk_that_is_full_costs_no_board_its_host_key(tmp_path, monkeypatch):
+    made = GOLDEN["debian_trixie"]()
+    write(render(made), tmp_path / "it")
+
+    def write_none(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_none)
+    with pytest.raises(UsageError, match="No space left"):
+        write(render(replace(made, user="eve")), tmp_path / "it")
+    assert host_key_in(tmp_path / "it") == made.host_key
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
