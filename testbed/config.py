@@ -118,7 +118,7 @@ class ImageEntry(FileModel):
     address: Annotated[str, Field(pattern=r"^[0-9.]+/[0-9]+$")] | None = Field(
         default=None,
         title='an address with the length of its network such as "192.0.2.11/24"',
-        description="Of its wired network; without it, by DHCP.",
+        description="Of its network: the wireless one where `wifi` is given, else the wired. Without it, by DHCP.",
     )
     gateway: Annotated[str, Field(pattern=r"^[0-9.]+$")] | None = Field(
         default=None, title="an address such as 192.0.2.1", description="The way out of that network."
@@ -127,7 +127,9 @@ class ImageEntry(FileModel):
         default=None, title="a list of addresses", description="Who is asked for names."
     )
     time_servers: list[str] | None = Field(
-        default=None, title="a list of hosts", description="Whom chrony asks; without it the system's own servers."
+        default=None,
+        title="a list of hosts such as 192.0.2.1 or time.lab:123",
+        description="Whom chrony asks; without it the system's own servers.",
     )
     interface: Name | None = Field(
         default=None, title="the name of an interface such as eth0", description="Without it, every wired one."

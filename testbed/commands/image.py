@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,6 +86,8 @@ def render(
         with _progress() as tell:
             verified = verify(base, checksums, named(made.image).base, tell)
     write(files, output)
+    for note in made.notes:
+        click.echo(f"note: {note}", err=True)
     for file in files:
         click.echo(f"{output / file.path}{' (secret)' if file.secret else ''}")
     click.echo(f"\n{made.host_name}: {made.image} for {made.profile.title}")
@@ -102,16 +105,19 @@ def _board(
 
     from testbed.config import default_inventory, load_image_settings, load_inventory, load_named_profile, profiles
     from testbed.device_images.board import board_of, board_of_profile
+    from testbed.device_images.network import check_alone
     from testbed.device_images.render import host_key_in
     from testbed.spelling import did_you_mean
 
     path = inventory or default_inventory()
     devices = {device.name: device for device in load_inventory(path)}
     if name in devices:
-        settings = load_image_settings(path)[name]
-        settings = settings if image is None else replace(settings, name=image)
+        stated = load_image_settings(path)
+        settings = stated[name] if image is None else replace(stated[name], name=image)
         key = host_key_in(output)
-        return board_of(devices[name], settings, key, authorized_keys=keys, wifi_password=password)
+        made = board_of(devices[name], settings, key, authorized_keys=keys, wifi_password=password, inventory=str(path))
+        check_alone(name, {each: stated[each] for each in devices if devices[each].kind != "emulated"})
+        return made
     if name not in profiles(path):
         known = [*devices, *profiles(path)]
         raise UsageError(f"{path} has no device {name!r}, and there is no such profile; {did_you_mean(name, known)}")
@@ -123,12 +129,17 @@ def _board(
 
 def _password(file: Path) -> str:
     try:
-        text = file.read_text(encoding="utf-8").strip("\n")
+        text = file.read_text(encoding="utf-8").rstrip("\r\n")
+        open_to_others = file.stat().st_mode & 0o077
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UsageError(f"--wifi-password-file: {file} cannot be read: {reason}") from None
     if not 8 <= len(text) <= 63:
         raise UsageError(f"--wifi-password-file: a password of WPA has 8 to 63 characters, {file} has {len(text)}")
+    if not text.isprintable():
+        raise UsageError(f"--wifi-password-file: expected the password alone, on one line; {file} has more than that")
+    if open_to_others:
+        click.echo(f"note: others may read the password in {file}: chmod 600 {shlex.quote(str(file))}", err=True)
     return text
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from testbed.device_images import catalogue
+from testbed.device_images.network import check_host, check_network, host_name_of, notes_on, time_source
 from testbed.errors import UsageError
+from testbed.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from testbed.device_images.host_key import HostKey
@@ -36,6 +38,8 @@ class Board:
     power_mode: str | None = None
     wifi_password: str | None = field(default=None, repr=False)
     known_as: tuple[str, ...] = ()  # names that ssh may know it by, for known_hosts
+    device: str | None = None  # its name in the inventory; None: any board of the profile
+    inventory: str | None = None  # the inventory's file, as it was given
 
     def __post_init__(self) -> None:
         self._check()
@@ -44,6 +48,26 @@ class Board:
     def needs_super_modes(self) -> bool:
         """Whether its power mode is one that only a `super` flash configuration brings."""
         return self.power_mode in self.profile.super_power_modes and self.power_mode not in self.profile.power_modes
+
+    @property
+    def provision_command(self) -> str:
+        """What is typed once it answers; what only the reader knows is in capitals."""
+        inventory = "YOUR_INVENTORY" if self.inventory is None else shlex.quote(self.inventory)
+        return f"testbed provision --inventory {inventory} --only {shlex.quote(self.device or 'ITS_NAME')}"
+
+    @property
+    def time_sources(self) -> tuple[tuple[str, int | None], ...]:
+        """Whom chrony asks, by host and port; None: the port of NTP."""
+        return tuple(time_source(server, self._name) for server in self.settings.time_servers)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the inventory says of it and may not be meant so."""
+        return notes_on(self._name, self.settings)
+
+    @property
+    def _name(self) -> str:
+        return self.device or self.host_name
 
     def _check(self) -> None:
         if not _HOST_NAME.fullmatch(self.host_name):
@@ -58,12 +82,26 @@ class Board:
         for line in self.authorized_keys:
             if not _PUBLIC_KEY.fullmatch(line):
                 raise UsageError(f"expected a public key such as ssh-ed25519 AAAA…, got {line[:20]!r}")
-        if (self.settings.wifi is None) != (self.wifi_password is None):
-            lacks = "wifi (the network's name) in the inventory" if self.wifi_password else "--wifi-password-file"
-            raise UsageError(f"{self.host_name}: a wireless network needs a name and a password; there is no {lacks}")
-        if self.settings.wifi is not None and self.settings.country is None:
-            raise UsageError(f'{self.host_name}: a wireless network needs `country` in the inventory, such as "DE"')
-        _check_network(self.host_name, self.settings)
+        if self.settings.wifi is not None and self.wifi_password is None:
+            raise UsageError(
+                f"{self._name}: a wireless network needs a name and a password: give the password of "
+                f"{self.settings.wifi!r} by `--wifi-password-file FILE`"
+            )
+        if self.settings.wifi is None and self.wifi_password is not None:
+            raise UsageError(
+                f"{self._name}: a wireless network needs a name and a password: write its name into the inventory "
+                "(`image: {wifi: NAME, country: …}`), or leave --wifi-password-file out"
+            )
+        check_network(self._name, self.settings)
+        self._check_power_mode()
+
+    def _check_power_mode(self) -> None:
+        modes = (*self.profile.power_modes, *self.profile.super_power_modes)
+        if self.power_mode is not None and modes and self.power_mode not in modes:
+            raise UsageError(
+                f"{self._name}: power_mode: {self.profile.name} has no power mode {self.power_mode!r}; "
+                f"{did_you_mean(self.power_mode, set(modes))} (a board that has others needs a profile of its own)"
+            )
 
 
 def board_of(
@@ -73,16 +111,18 @@ def board_of(
     *,
     authorized_keys: Iterable[Path] = (),
     wifi_password: str | None = None,
+    inventory: str | None = None,
 ) -> Board:
     """A device of the inventory; raises UsageError with what is lacking."""
     if device.kind == "emulated":
         raise UsageError(f"{device.name} is an emulated device: it has no card that an image could be written to")
     files = tuple(authorized_keys) or tuple(map(Path, settings.authorized_keys))
     host = device.access.host if device.access is not None else device.name
+    check_host(device.name, host, settings)
     address = settings.address.partition("/")[0] if settings.address else None
     return Board(
         image=catalogue.choose(device.profile.name, settings.name),
-        host_name=device.name.lower().replace("_", "-").replace(".", "-"),
+        host_name=host_name_of(device.name),
         user=(device.access.user if device.access is not None else None) or DEFAULT_USER,
         profile=device.profile,
         settings=settings,
@@ -91,6 +131,8 @@ def board_of(
         power_mode=device.power_mode,
         wifi_password=wifi_password,
         known_as=tuple(dict.fromkeys(name for name in (host, address) if name)),
+        device=device.name,
+        inventory=inventory,
     )
 
 
@@ -129,15 +171,3 @@ def _keys_of_ssh(device: Device) -> tuple[str, ...]:
         return ()
     files = [path.with_name(f"{path.name}.pub") for path in resolve(device.access).identity_files]
     return keys_of(file for file in files if file.is_file())
-
-
-def _check_network(name: str, settings: ImageSettings) -> None:
-    try:
-        network = ipaddress.IPv4Interface(settings.address).network if settings.address else None
-        gateway = ipaddress.IPv4Address(settings.gateway) if settings.gateway else None
-        for server in settings.name_servers:
-            ipaddress.ip_address(server)
-    except ValueError as error:
-        raise UsageError(f"{name}: image: {error}") from None
-    if gateway is not None and (network is None or gateway not in network):
-        raise UsageError(f"{name}: image.gateway: {gateway} is not in the network of image.address ({network})")

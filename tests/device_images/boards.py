@@ -32,6 +32,8 @@ def board(image: str, of: HardwareProfile, **more: object) -> Board:
         authorized_keys=(PUBLIC_KEY.read_text(encoding="ascii").strip(),),
         host_key=HostKey.read(KEYS / "of_no_board"),
         known_as=("board-1.lab",),
+        device="board_1",
+        inventory="lab.yaml",
         **more,  # type: ignore[arg-type]
     )
 

@@ -18,7 +18,13 @@ defaults: {kind: raspberry_pi, profile: raspberry_pi_5_8gb, user: ada, budget: {
 devices:
   pi-1: {image: {authorized_keys: [login.pub], address: 192.0.2.11/24, gateway: 192.0.2.1}}
   pi-2: {image: {authorized_keys: [login.pub], wifi: lab, country: DE}}
-  far: {image: {authorized_keys: [login.pub], address: 192.0.2.11/24, gateway: 198.51.100.1}}
+  far: {image: {authorized_keys: [login.pub], address: 192.0.2.13/24, gateway: 198.51.100.1}}
+  twin-1: {image: {authorized_keys: [login.pub], address: 192.0.2.14/24}}
+  twin-2: {image: {authorized_keys: [login.pub], address: 192.0.2.14/16}}
+  Pi_4: {image: {authorized_keys: [login.pub]}}
+  pi-4: {image: {authorized_keys: [login.pub]}}
+  moved: {host: 192.0.2.16, image: {authorized_keys: [login.pub], address: 192.0.2.15/24}}
+  Odd_1: {image: {authorized_keys: [login.pub], address: 192.0.2.17/24}}
   pc: {kind: emulated}
 """
 
@@ -73,6 +79,9 @@ def test_any_board_of_a_profile_is_rendered(image, lab):
         (["pc"], "is an emulated device"),
         (["pi-2"], "needs a name and a password"),
         (["far"], "198.51.100.1 is not in the network"),
+        (["twin-1"], "twin-1: image.address: 192.0.2.14 is the address of twin-2 too"),
+        (["Pi_4"], "Pi_4 and pi-4 would have one host name, pi-4"),
+        (["moved"], "moved: host is 192.0.2.16, and image.address is 192.0.2.15/24"),
         (["raspberry_pi_4b_4gb"], "nobody could log in"),
         (
             ["jetson_orin_nano_8gb", "--image", "jetson_nano_jetpack_4", "--authorized-key", "{lab}/login.pub"],
@@ -114,11 +123,40 @@ def test_nothing_is_rendered_for_a_file_that_is_not_the_publishers(image, lab, w
     assert not (lab / "card").exists()
 
 
-def test_what_is_no_password_of_wpa_is_refused(image, lab):
-    (lab / "short").write_text("1234567")
-    code, said = image("render", "pi-2", "-o", lab / "card", "--wifi-password-file", lab / "short")
-    assert code != 0
-    assert "8 to 63 characters" in said
+@pytest.mark.parametrize(
+    ("text", "message"), [("1234567\n", "8 to 63 characters"), ("open\nsesame\n", "the password alone, on one line")]
+)
+def test_what_is_no_password_of_wpa_is_refused(text, message, image, lab):
+    (lab / "secret").write_text(text)
+    code, said = image("render", "pi-2", "-o", lab / "card", "--wifi-password-file", lab / "secret")
+    assert code == 2
+    assert message in said
+    assert not (lab / "card").exists()
+
+
+@pytest.mark.parametrize(("mode", "noted"), [(0o600, False), (0o644, True)])
+def test_a_password_that_others_may_read_is_noted(mode, noted, image, lab):
+    (lab / "secret").write_bytes(b"open sesame\r\n")
+    (lab / "secret").chmod(mode)
+    code, said = image("render", "pi-2", "-o", lab / "card", "--wifi-password-file", lab / "secret")
+    assert code == 0
+    assert (f"note: others may read the password in {lab / 'secret'}: chmod 600" in said) is noted
+    assert 'password: "open sesame"\n' in (lab / "card/bootfs/network-config").read_text()
+
+
+def test_what_is_typed_at_last_has_the_names_of_the_inventory(image, lab):
+    code, said = image("render", "Odd_1", "-o", lab / "card")
+    assert code == 0
+    assert "note: Odd_1: there is no image.gateway and image.name_servers" in said
+    assert f"testbed provision --inventory {lab / 'lab.yaml'} --only Odd_1\n" in (lab / "card/README.txt").read_text()
+
+
+def test_for_any_board_of_a_profile_it_is_said_that_an_inventory_comes_first(image, lab):
+    words = ("raspberry_pi_4b_4gb", "-o", lab / "card", "--authorized-key", lab / "login.pub")
+    assert image("render", *words)[0] == 0
+    told = (lab / "card/README.txt").read_text()
+    assert "write this one into an inventory" in told
+    assert "testbed provision --inventory YOUR_INVENTORY --only ITS_NAME\n" in told
 
 
 def test_what_was_changed_or_opened_afterwards_is_wrong(image, lab):
