@@ -35,6 +35,24 @@ def test_a_card_gets_its_files_and_the_kernels_word_once(folder, card):
         assert (card / name).read_text() == (folder / "bootfs" / name).read_text()
 
 
+@pytest.mark.parametrize("text", ["", "\n", "  \nroot=PARTUUID=1-02\n"])
+def test_a_card_without_a_command_line_is_told_and_left_alone(text, folder, card):
+    (card / "cmdline.txt").write_text(text)
+    done = apply(folder, card)
+    assert done.returncode == 1
+    assert "has no words in its first line" in done.stderr
+    assert sorted(path.name for path in card.iterdir()) == ["cmdline.txt", "config.txt"]
+    assert (card / "cmdline.txt").read_text() == text
+
+
+def test_a_folder_that_lacks_a_file_is_told_before_anything_is_copied(folder, card):
+    (folder / "bootfs/cmdline.append").unlink()
+    done = apply(folder, card)
+    assert done.returncode == 1
+    assert "bootfs has no cmdline.append: render the files anew" in done.stderr
+    assert not (card / "user-data").exists()
+
+
 def test_any_other_folder_is_left_alone(folder, tmp_path):
     done = apply(folder, tmp_path)
     assert done.returncode == 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 
@@ -268,6 +269,18 @@ def test_without_root_or_board_nothing_is_changed(program, does, message, tegra,
     assert message in done.stderr
     assert not (tegra / "rootfs/etc/hostname").exists()
     assert calls(log) == []
+
+
+def test_what_cannot_look_for_the_board_is_named_with_its_package(tegra, flash, tmp_path, monkeypatch):
+    (tmp_path / "bin/lsusb").unlink()
+    for name in ("sh", "dirname", "sed"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    done = flash(GOLDEN["jetson_orin_jetpack_6_super"](), tegra)
+    assert done.returncode == 1
+    assert "lsusb is not installed" in done.stderr
+    assert "apt install usbutils" in done.stderr
+    assert not (tegra / "rootfs/etc/hostname").exists()
 
 
 def test_words_that_are_wrong_are_told(tegra, flash):

@@ -63,8 +63,11 @@ earlier=$(sed -n 's/ .*//p' "$root/etc/sudoers.d/90-edge-testbed" 2>/dev/null ||
 if [ -n "$earlier" ] && [ "$earlier" != "$user" ]; then
     refuse "$root was made for a board whose user is $earlier, and here it is $user: unpack a new Linux_for_Tegra"
 fi
+if ! command -v lsusb >/dev/null; then
+    refuse "lsusb is not installed, which shows whether a board is in recovery mode: sudo apt install usbutils"
+fi
 # 0955:7020 is a Jetson that runs Linux.
-if command -v lsusb >/dev/null && ! lsusb | grep -i 'ID 0955:' | grep -qv ':7020'; then
+if ! lsusb | grep -i 'ID 0955:' | grep -qv ':7020'; then
     refuse "no Jetson in recovery mode is on USB: lsusb should show a line with ID 0955: (NVIDIA), README.txt tells how"
 fi
 
@@ -124,4 +127,4 @@ rm -rf -- "$root/var/lib/edge-testbed"
 echo "$host: $root is ready; in $tegra: $*"
 cd -- "$tegra"
 "$@"
-echo "done: $host is written ($configuration, $medium); unplug the USB cable, take the recovery jumper off, and start it"
+echo "done: $host is written ($configuration, $medium); unplug the USB cable, and start it"

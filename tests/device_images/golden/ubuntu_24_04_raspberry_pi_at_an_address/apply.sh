@@ -10,12 +10,23 @@ if [ ! -f "$line" ] || [ ! -f "$target/config.txt" ]; then
         "the card's FAT partition is mounted" >&2
     exit 1
 fi
+for name in user-data meta-data network-config cmdline.append; do
+    if [ ! -f "$here/bootfs/$name" ]; then
+        echo "$here/bootfs has no $name: render the files anew" >&2
+        exit 1
+    fi
+done
+# The kernel reads one line, whatever else stands in the file.
+read -r words <"$line" || true
+if [ -z "$words" ]; then
+    echo "$line has no words in its first line, and a board does not boot without them: write the publisher's image to" \
+        "the card anew; nothing was changed" >&2
+    exit 1
+fi
+read -r added <"$here/bootfs/cmdline.append" || true
 for name in user-data meta-data network-config; do
     cp -- "$here/bootfs/$name" "$target/$name"
 done
-# The kernel reads one line, whatever else stands in the file.
-read -r words <"$line" || [ -n "$words" ]
-read -r added <"$here/bootfs/cmdline.append"
 for word in $added; do
     case " $words " in *" $word "*) ;; *) words="$words $word" ;; esac
 done
