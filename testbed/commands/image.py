@@ -25,7 +25,7 @@ _base_option = click.option(
 )
 _checksums_option = click.option(
     "--checksums", metavar="FILE", type=_FILE,
-    help="The publisher's file of checksums, which BASE is compared with [default: the catalogue's checksum].",
+    help="The publisher's file of checksums, which BASE is compared with; the catalogue has none of its own yet.",
 )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def render(
     password where there is one: they are yours alone, and stand nowhere else.  With --base, the publisher's file is
     compared with its checksum first, and nothing is written where it is another one.
     """
-    from testbed.device_images.base import verify
+    from testbed.device_images.base import refuse_base, verify
     from testbed.device_images.catalogue import named
     from testbed.device_images.render import KNOWN_HOSTS, refuse_foreign, write
     from testbed.device_images.render import render as rendered
@@ -81,6 +81,7 @@ def render(
     password = None if wifi_password_file is None else _password(wifi_password_file)
     made = _board(board, inventory, image_name, authorized_keys, password, output)
     refuse_foreign(output, made.host_name)
+    refuse_base(named(made.image), base, checksums)
     files = rendered(made)
     if base is not None:
         with _progress() as tell:
@@ -118,6 +119,11 @@ def _board(
         made = board_of(devices[name], settings, key, authorized_keys=keys, wifi_password=password, inventory=str(path))
         check_alone(name, {each: stated[each] for each in devices if devices[each].kind != "emulated"})
         return made
+    if name not in profiles(path) and inventory is None:
+        raise UsageError(
+            f"there is no profile {name!r}; {did_you_mean(name, profiles(path))}; if {name} is a device, name its "
+            "inventory by `--inventory FILE`"
+        )
     if name not in profiles(path):
         known = [*devices, *profiles(path)]
         raise UsageError(f"{path} has no device {name!r}, and there is no such profile; {did_you_mean(name, known)}")
@@ -199,6 +205,8 @@ def _progress() -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    # Where nobody looks there is no bar, nor the empty line that one leaves.
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task("checking", total=None)
         yield lambda text, done, total: bars.update(bar, description=text, completed=done, total=total)

@@ -1,7 +1,8 @@
 """The publisher's file that an image starts from: whether it is that file, and what is in it.
 
 A file of checksums has lines `digest  name` or `digest *name` (SHA256SUMS), or one digest alone (IMAGE.img.xz.sha256).
-SHA-256 and SHA-512 are told apart by their length; digests of any other kind are passed over.
+SHA-256 and SHA-512 are told apart by their length; digests of any other kind are passed over, and told where there are
+no better ones.
 """
 
 from __future__ import annotations
@@ -15,16 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from testbed.device_images.catalogue import Base
+from testbed.device_images.catalogue import Base, Image
 from testbed.errors import UsageError
-from testbed.spelling import did_you_mean
 
 #: Called with what is being done, bytes done so far, and bytes in all.
 Progress = Callable[[str, int, int], None]
 
 _ALGORITHMS = {64: "SHA-256", 128: "SHA-512"}  # by the digits of a digest
+_TOO_WEAK = {32: "MD5", 40: "SHA-1"}  # made to be forged by now
 _LINE = re.compile(r"([0-9a-fA-F]+)(?:[ \t]+\*?(\S.*))?")
 _XZ = b"\xfd7zXZ\x00"
+#: What a file begins with that is packed in another way.
+_OTHER_PACKINGS = {
+    b"PK\x03\x04": "zip",
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf": "7-Zip",
+}
+_NAMES_SHOWN = 3
 _PIECE_BYTES = 1 << 20
 
 
@@ -52,6 +62,12 @@ class Verified:
         return f"its {self.algorithm} is the one in {self.told_by}: {self.digest}"
 
 
+def refuse_base(image: Image, base: Path | None, checksums: Path | None) -> None:
+    """Raises UsageError where an image starts from no publisher's file, and one is given."""
+    if image.kind == "generic" and (base is not None or checksums is not None):
+        raise UsageError(f"{image.title}: it is built from Debian's packages; it takes no --base and no --checksums")
+
+
 def verify(file: Path, checksums: Path | None, base: Base, tell: Progress) -> Verified:
     """Compare a file with its publisher's file of checksums, or without one with the catalogue.
 
@@ -72,12 +88,23 @@ def verify(file: Path, checksums: Path | None, base: Base, tell: Progress) -> Ve
 
 def parse_checksums(text: str) -> tuple[Checksum, ...]:
     """Every SHA-256 and SHA-512 in a file of checksums, with the names of files without their folders."""
-    lines = (_LINE.fullmatch(line.strip()) for line in text.splitlines())
     return tuple(
-        Checksum(line[1].lower(), Path(line[2]).name if line[2] else None)
-        for line in lines
-        if line is not None and len(line[1]) in _ALGORITHMS
+        Checksum(digest.lower(), Path(name).name if name else None)
+        for digest, name in _lines(text)
+        if len(digest) in _ALGORITHMS
     )
+
+
+def require_image(file: Path) -> None:
+    """Raises UsageError for what is packed in another way than by xz."""
+    with _opened(file) as stream:
+        start = stream.read(len(_XZ))
+    packing = next((name for mark, name in _OTHER_PACKINGS.items() if start.startswith(mark)), None)
+    if packing is not None:
+        raise UsageError(
+            f"--base: expected an .img.xz or .img, and {file} is packed by {packing}: unpack it, and give the image in "
+            "it with that image's own checksum"
+        )
 
 
 def unpack(file: Path, output: BinaryIO, tell: Progress) -> None:
@@ -93,7 +120,7 @@ def unpack(file: Path, output: BinaryIO, tell: Progress) -> None:
 def _expected(file: Path, checksums: Path | None, base: Base) -> tuple[Checksum, str]:
     """A file of checksums counts more than the catalogue, which may know an older file only."""
     if checksums is not None:
-        return _of_file(file.name, parse_checksums(_text_of(checksums))), "the file of checksums"
+        return _of_file(file.name, checksums, base), "the file of checksums"
     if base.sha256 is not None:
         return Checksum(base.sha256, None), "the catalogue"
     raise UsageError(
@@ -110,19 +137,37 @@ def _text_of(checksums: Path) -> str:
         raise UsageError(f"--checksums: {checksums} cannot be read: {reason}") from None
 
 
-def _of_file(name: str, checksums: tuple[Checksum, ...]) -> Checksum:
-    if not checksums:
-        raise UsageError("expected a file of checksums by SHA-256 or SHA-512, lines of `digest  name`; it has none")
-    found = [each for each in checksums if each.name == name]
-    if not found and len(checksums) == 1 and checksums[0].name is None:
-        found = list(checksums)
-    if not found:
-        names = {each.name for each in checksums if each.name is not None}
+def _lines(text: str) -> Iterator[tuple[str, str | None]]:
+    """Digest and name."""
+    lines = (_LINE.fullmatch(line.strip()) for line in text.splitlines())
+    return ((line[1], line[2]) for line in lines if line is not None)
+
+
+def _of_file(name: str, checksums: Path, base: Base) -> Checksum:
+    text = _text_of(checksums)
+    known = parse_checksums(text)
+    where = f"get the publisher's file of checksums for {name}; it is at {base.checksums or base.page}"
+    if not known:
+        weak = sorted({_TOO_WEAK[len(digest)] for digest, _ in _lines(text) if len(digest) in _TOO_WEAK})
+        found = f"digests by {' and '.join(weak)} only, which can be forged" if weak else "none"
         raise UsageError(
-            f"{name} is not named in the file of checksums; {did_you_mean(name, names)}; a file keeps the name that "
-            "its publisher gave it"
+            f"--checksums: expected digests by SHA-256 or SHA-512, lines of `digest  name`; {checksums} has {found}; "
+            f"{where}"
         )
-    return max(found, key=lambda each: len(each.digest))
+    found_here = [each for each in known if each.name == name]
+    if not found_here and len(known) == 1 and known[0].name is None:
+        found_here = list(known)
+    if not found_here:
+        raise UsageError(f"--checksums: {checksums} is the file of checksums of {_others(known)}; {where}")
+    return max(found_here, key=lambda each: len(each.digest))
+
+
+def _others(known: tuple[Checksum, ...]) -> str:
+    names = sorted({each.name for each in known if each.name is not None})
+    if not names:
+        return f"{len(known)} files that it does not name"
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _digest(file: Path, algorithm: str, tell: Progress) -> str:

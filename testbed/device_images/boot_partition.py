@@ -22,6 +22,7 @@ _SECTOR_BYTES = 512
 # The partition table of a PC (MBR): four entries of 16 bytes, and two bytes by which it is known.
 _ENTRIES = range(446, 510, 16)
 _SIGNATURE = b"\x55\xaa"
+_UNUSED, _GPT = 0x00, 0xEE
 _FAT_TYPES = {0x01, 0x04, 0x06, 0x0B, 0x0C, 0x0E}
 #: The size that the file system was made for need not be that of the partition, nor its geometry any drive's.
 _ENVIRONMENT = {"MTOOLS_SKIP_CHECK": "1", "LC_ALL": "C.UTF-8"}
@@ -69,6 +70,12 @@ def find(card: Path) -> BootPartition | None:
     return None
 
 
+def end_bytes(card: Path) -> int:
+    """How long an image must be to hold all that its partition table names; 0 without one."""
+    ends = (_number(entry[8:12]) + _number(entry[12:16]) for entry in _entries(card))
+    return max((end * _SECTOR_BYTES for end in ends), default=0)
+
+
 def with_words(command_line: str, added: str) -> str:
     """A kernel's command line with the words that it lacks, as apply.sh does it.
 
@@ -82,11 +89,22 @@ def with_words(command_line: str, added: str) -> str:
 
 
 def _fat_offsets(card: Path) -> Iterator[int]:
+    for entry in _entries(card):
+        if entry[4] in _FAT_TYPES:
+            yield _number(entry[8:12]) * _SECTOR_BYTES
+
+
+def _entries(card: Path) -> Iterator[bytes]:
+    """The entries of its partition table that are in use; the one that stands for a GPT is of no partition."""
     with card.open("rb") as file:
         table = file.read(_SECTOR_BYTES)
     if table[-len(_SIGNATURE) :] != _SIGNATURE or len(table) != _SECTOR_BYTES:
         return
     for start in _ENTRIES:
         entry = table[start : start + 16]
-        if entry[4] in _FAT_TYPES:
-            yield int.from_bytes(entry[8:12], "little") * _SECTOR_BYTES
+        if entry[4] not in {_UNUSED, _GPT}:
+            yield entry
+
+
+def _number(field: bytes) -> int:
+    return int.from_bytes(field, "little")

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from testbed.device_images import boot_partition
-from testbed.device_images.base import Progress, unpack, verify
+from testbed.device_images.base import Progress, require_image, unpack, verify
 from testbed.device_images.boot_partition import COMMAND_LINE, BootPartition, with_words
 from testbed.device_images.build import Order
 from testbed.errors import UsageError
@@ -20,9 +20,12 @@ def build(order: Order, part: Path, tell: Progress) -> tuple[str, ...]:
     """Verify the publisher's file, unpack it, and do to its boot partition what apply.sh does to a card's."""
     base = _base_of(order)
     boot_partition.require_tool()
+    if base.is_file():
+        require_image(base)
     verified = verify(base, order.checksums, order.image.base, tell)
     with part.open("r+b") as card:
         unpack(base, card, tell)
+    _refuse_short(part, base)
     _fill(_partition_of(part, base), order)
     image = shlex.quote(str(order.output))
     return (
@@ -42,6 +45,14 @@ def _base_of(order: Order) -> Path:
     return order.base
 
 
+def _refuse_short(card: Path, base: Path) -> None:
+    needed, found = boot_partition.end_bytes(card), card.stat().st_size
+    if found < needed:
+        raise UsageError(
+            f"{base} is cut short: its partitions end at {needed} bytes, and there are {found}; get it again"
+        )
+
+
 def _partition_of(card: Path, base: Path) -> BootPartition:
     partition = boot_partition.find(card)
     if partition is None:
@@ -56,5 +67,9 @@ def _fill(partition: BootPartition, order: Order) -> None:
         if path.parent.name == _BOOT_FILES and path.name != _ADDED_WORDS:
             partition.write(path.name, (order.folder / path).read_bytes())
     line = (partition.read(COMMAND_LINE) or b"").decode(errors="surrogateescape")
+    if not line.partition("\n")[0].strip():
+        raise UsageError(
+            f"{order.base}: its {COMMAND_LINE} has no words in its first line, and a board does not boot without them"
+        )
     added = (order.folder / _BOOT_FILES / _ADDED_WORDS).read_text(encoding="utf-8")
     partition.write(COMMAND_LINE, with_words(line, added).encode(errors="surrogateescape"))

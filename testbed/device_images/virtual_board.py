@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from testbed.device_images import debian
-from testbed.device_images.base import Progress
+from testbed.device_images.base import Progress, refuse_base
 from testbed.device_images.build import Order
 from testbed.errors import UsageError
 from testbed.programs import find, lacking, run
@@ -19,10 +19,7 @@ _ON_DISK = "/var/lib/cloud/seed/nocloud"
 
 def build(order: Order, part: Path, tell: Progress) -> tuple[str, ...]:
     """A disk in qcow2 that boots as this very board; QEMU is given the kernel beside it, there is no boot loader."""
-    if order.base is not None or order.checksums is not None:
-        raise UsageError(
-            f"{order.image.title}: it is built from Debian's packages; it takes no --base and no --checksums"
-        )
+    refuse_base(order.image, order.base, order.checksums)
     if missing := lacking(_TOOLS):
         raise UsageError(f"the disk cannot be written here: there is no {', no '.join(missing)}")
     image = debian.build(debian.ARCHITECTURES[order.architecture], lambda text: tell(text, 0, 0))

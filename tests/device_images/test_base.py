@@ -70,10 +70,20 @@ def test_without_a_file_of_checksums_the_catalogue_is_asked(file):
     [
         (f"{OTHER}  os.img.xz", None, f"its SHA-256 is {SHA256}, and the file of checksums says {OTHER}"),
         (None, OTHER, "the catalogue says"),
-        (f"{SHA256}  os-lite.img.xz", SHA256, 'did you mean "os-lite.img.xz"'),
-        (f"{SHA256}\n{OTHER}\n", None, "is not named in the file of checksums"),
-        ("d41d8cd98f00b204e9800998ecf8427e  os.img.xz", None, "by SHA-256 or SHA-512"),
-        ("<html>Not found</html>", None, "by SHA-256 or SHA-512"),
+        (
+            f"{SHA256}  os-lite.img.xz",
+            SHA256,
+            "SHA256SUMS is the file of checksums of os-lite.img.xz; get the publisher's",
+        ),
+        ("".join(f"{OTHER}  {name}\n" for name in "abcde"), None, "is the file of checksums of a, b, c and 2 more;"),
+        (f"{SHA256}\n{OTHER}\n", None, "of 2 files that it does not name; get"),
+        (
+            "d41d8cd98f00b204e9800998ecf8427e  os.img.xz",
+            None,
+            "SHA256SUMS has digests by MD5 only, which can be forged",
+        ),
+        (f"{'0' * 40}  os.img.xz", None, "digests by SHA-1 only, which can be forged; get the publisher's file"),
+        ("<html>Not found</html>", None, "by SHA-256 or SHA-512, lines of `digest  name`; "),
         (None, None, "it is at https://example.org/os"),
     ],
 )

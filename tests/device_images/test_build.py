@@ -109,20 +109,38 @@ def spoil(desk, what):
     elif what == "damaged":
         with (desk / "some-os-lite.img.xz").open("ab") as file:
             file.write(b"!")
-    elif what == "of no Raspberry Pi":
+    elif what == "not to be read":
+        (desk / "SHA256SUMS").write_bytes(b"\xff\xfe")
+    elif what.endswith("in the way") or what.startswith("a link"):
+        block(desk / "board-1.img", what)
+    else:
+        publish_another(desk, what)
+
+
+def publish_another(desk, what):
+    if what == "of no Raspberry Pi":
         publish(make_card(desk, {"cmdline.txt": "root=1"}))
     elif what == "no card":
         (desk / "card.img").unlink()
         (desk / "card.img").write_bytes(b"\0" * 600)
         publish(desk / "card.img")
+    elif what == "a zip":
+        (desk / "some-os-lite.img.xz").write_bytes(b"PK\x03\x04" + bytes(100))
+    elif what == "cut short":
+        cut_short(desk / "card.img")
+    elif what == "without a command line":
+        publish(make_card(desk, {"cmdline.txt": "\n", "config.txt": "arm_64bit=1\n"}))
     elif what == "full":
         card = make_card(desk)
         fill(card)
         publish(card)
-    elif what == "not to be read":
-        (desk / "SHA256SUMS").write_bytes(b"\xff\xfe")
-    else:
-        block(desk / "board-1.img", what)
+
+
+def cut_short(card):
+    content = card.read_bytes()[:-1]
+    card.unlink()  # it is the one of all tests
+    card.write_bytes(content)
+    publish(card)
 
 
 def block(output, what):
@@ -147,6 +165,9 @@ def block(output, what):
         ("damaged", FROM_PUBLISHER, "is damaged, or it is not the publisher's file"),
         ("of no Raspberry Pi", FROM_PUBLISHER, "no FAT partition with cmdline.txt and config.txt"),
         ("no card", FROM_PUBLISHER, "no FAT partition with cmdline.txt and config.txt"),
+        ("a zip", FROM_PUBLISHER, "expected an .img.xz or .img, and some-os-lite.img.xz is packed by zip: unpack it"),
+        ("cut short", FROM_PUBLISHER, "some-os-lite.img.xz is cut short: its partitions end at"),
+        ("without a command line", FROM_PUBLISHER, "its cmdline.txt has no words in its first line"),
         ("full", FROM_PUBLISHER, "cannot be written to the boot partition: Disk full"),
         ("not to be read", FROM_PUBLISHER, "--checksums: SHA256SUMS cannot be read: it is no text"),
         ("a folder in the way", FROM_PUBLISHER, "expected the name of a file"),
@@ -156,7 +177,11 @@ def block(output, what):
         (None, (), "get it from https://www.raspberrypi.com/software/operating-systems/"),
         (None, ("--base", "nothing.img.xz"), "there is no file nothing.img.xz"),
         (None, ("--base", "some-os-lite.img.xz"), "there is nothing to compare some-os-lite.img.xz with"),
-        (None, ("--base", "card.img", "--checksums", "SHA256SUMS"), "card.img is not named in the file of checksums"),
+        (
+            None,
+            ("--base", "card.img", "--checksums", "SHA256SUMS"),
+            "SHA256SUMS is the file of checksums of another-os.img.xz, some-os-lite.img.xz; get the publisher's",
+        ),
         (None, (*FROM_PUBLISHER, "-o", "some-os-lite.img.xz"), "is the publisher's file; name another one"),
         (None, (*FROM_PUBLISHER, "-o", "SHA256SUMS"), "is the publisher's file of checksums; name another one"),
         (

@@ -13,6 +13,18 @@ from testbed.device_images.render import render, write
 from tests.device_images.boards import GOLDEN, KEYS, PUBLIC_KEY
 from tests.needed import need
 
+VIRTUAL_BOARD = """\
+title: Virtual board
+memory: 2 GiB
+usable_memory: 2 GiB
+cores: 2
+architecture: x86_64
+cgroup_default: v2
+peak_source: cgroup2_peak
+swap_default: none
+python: "3.13"
+torch_source: "https://download.pytorch.org/whl/cpu"
+"""
 INVENTORY = """\
 defaults: {kind: raspberry_pi, profile: raspberry_pi_5_8gb, user: ada, budget: {memory: "1 GiB"}}
 devices:
@@ -121,6 +133,33 @@ def test_nothing_is_rendered_for_a_file_that_is_not_the_publishers(image, lab, w
     assert code != 0
     assert message in said
     assert not (lab / "card").exists()
+
+
+def test_an_image_of_packages_starts_from_no_file(image, lab):
+    (lab / "profiles").mkdir()
+    (lab / "profiles/virtual_board_amd64.yaml").write_text(VIRTUAL_BOARD)
+    words = ("-o", lab / "card", "--authorized-key", lab / "login.pub", "--base", lab / "os.img.xz")
+    code, said = image("render", "virtual_board_amd64", *words)
+    assert code == 2
+    assert "it takes no --base and no --checksums" in said
+    assert not (lab / "card").exists()
+
+
+def test_a_device_without_its_inventory_is_told_the_option(lab, capsys):
+    assert main(["image", "render", "pi-1", "-o", str(lab / "card")]) == 2
+    said = capsys.readouterr().err
+    assert "there is no profile 'pi-1'" in said
+    assert "if pi-1 is a device, name its inventory by `--inventory FILE`" in said
+
+
+def test_no_empty_line_stands_before_what_is_said(lab, capfd):
+    (lab / "os.img.xz").write_bytes(b"an operating system")
+    (lab / "sums").write_text(f"{hashlib.sha256(b'an operating system').hexdigest()}\n")
+    words = ("pi-1", "-o", lab / "card", "--inventory", lab / "lab.yaml", "--base", lab / "os.img.xz")
+    assert main(["image", "render", *map(str, words), "--checksums", str(lab / "sums")]) == 0
+    said = capfd.readouterr()
+    assert said.out.startswith(str(lab))
+    assert said.err.startswith("note: ")
 
 
 @pytest.mark.parametrize(
