@@ -25,7 +25,9 @@ _SIGNATURE = b"\x55\xaa"
 _UNUSED, _GPT = 0x00, 0xEE
 _FAT_TYPES = {0x01, 0x04, 0x06, 0x0B, 0x0C, 0x0E}
 #: The size that the file system was made for need not be that of the partition, nor its geometry any drive's.
-_ENVIRONMENT = {"MTOOLS_SKIP_CHECK": "1", "LC_ALL": "C.UTF-8"}
+_SIZES = {"MTOOLS_SKIP_CHECK": "1", "LC_ALL": "C.UTF-8"}
+#: The first day that FAT can tell is every file's, so that an image that is built again is the same byte by byte.
+_TIMES = {"SOURCE_DATE_EPOCH": "315532800", "TZ": "UTC"}
 
 
 def require_tool() -> None:
@@ -57,7 +59,7 @@ class BootPartition:
         drive = f"{self.card.resolve()}@@{self.offset_bytes}"
         return subprocess.run(
             [_TOOL, "-i", drive, *words], input=content, capture_output=True, check=False,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **_SIZES, **_TIMES},
         )  # fmt: skip
 
 

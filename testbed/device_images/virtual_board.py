@@ -9,11 +9,16 @@ from pathlib import Path
 from testbed.device_images import debian
 from testbed.device_images.base import Progress, refuse_base
 from testbed.device_images.build import Order
+from testbed.device_images.debian import DebianImage
+from testbed.device_images.emulator import EMULATORS
 from testbed.errors import UsageError
 from testbed.programs import find, lacking, run
 
 _TOOLS = {"debugfs": "e2fsprogs", "qemu-img": "qemu-utils"}
 _SEED = "seed"
+#: Of the machine that is started by hand; README.txt names the port too.
+_CORES, _MEMORY = 2, "2G"
+_SSH_HOST, _SSH_PORT = "127.0.0.1", 2222
 _ON_DISK = "/var/lib/cloud/seed/nocloud"
 
 
@@ -34,9 +39,23 @@ def build(order: Order, part: Path, tell: Progress) -> tuple[str, ...]:
         raw.unlink(missing_ok=True)
     return (
         f"{order.output}: {order.image.title}, {image.architecture}",
-        f"QEMU boots it with: -kernel {shlex.quote(str(image.kernel))} -initrd {shlex.quote(str(image.initrd))}",
-        "                    -append 'root=/dev/vda rw' -drive if=virtio,file=…",
+        "QEMU boots it with (ended by Ctrl-A X; where there is KVM, `-accel kvm -cpu max` is faster):",
+        f"  {_start(image, order.output)}",
+        f"its SSH server then answers at {_SSH_HOST}, port {_SSH_PORT}",
     )
+
+
+def _start(image: DebianImage, disk: Path) -> str:
+    """The whole command: processor, memory, console, kernel, disk, and a network with its SSH port on this machine."""
+    emulator = EMULATORS[image.architecture]
+    return shlex.join((
+        *(emulator.program, "-machine", emulator.board, "-accel", "tcg", "-cpu", emulator.processor),
+        *("-smp", str(_CORES), "-m", _MEMORY, "-nographic"),
+        *("-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", emulator.kernel_words),
+        *("-drive", f"file={str(disk).replace(',', ',,')},if=virtio,format=qcow2"),
+        *("-netdev", f"user,id=net0,hostfwd=tcp:{_SSH_HOST}:{_SSH_PORT}-:22", "-device", "virtio-net-pci,netdev=net0"),
+        *("-device", "virtio-rng-pci"),
+    ))  # fmt: skip
 
 
 def _seed(disk: Path, files: Path) -> None:

@@ -92,6 +92,13 @@ def test_only_its_owner_may_read_it_and_nothing_is_left_beside_it(desk, build):
     assert set(desk.iterdir()) - before == {desk / "board-1.img"}
 
 
+def test_an_image_that_is_built_again_is_the_same_byte_by_byte(desk, build, monkeypatch):
+    for output, now in (("one.img", "1700000000"), ("other.img", "1800000000")):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", now)  # what mtools takes for the time
+        assert build(*FROM_PUBLISHER, "-o", output)[0] == 0
+    assert (desk / "one.img").read_bytes() == (desk / "other.img").read_bytes()
+
+
 def test_an_image_that_is_not_packed_will_do(desk, build):
     completed = subprocess.run(["sha256sum", "card.img"], capture_output=True, text=True, check=True)
     (desk / "sums").write_text(completed.stdout)

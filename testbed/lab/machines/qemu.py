@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from testbed.device_images.debian import native_architecture
+from testbed.device_images.emulator import EMULATORS
 from testbed.errors import UsageError
 from testbed.lab.machines.qmp import SOCKET
 from testbed.lab.machines.spec import LOOPBACK, MachineFolder
@@ -22,28 +22,11 @@ CLOCK_START = "2025-01-01T00:00:00"
 _TOOLS = {"qemu-img": "qemu-utils", "mformat": "mtools", "mke2fs": "e2fsprogs", "ssh": "openssh-client"}
 
 
-@dataclass(frozen=True)
-class _Machine:
-    """QEMU's words for an architecture."""
-
-    program: str
-    package: str
-    board: str
-    processor: str  # where it is emulated; with KVM it is this machine's
-    console: str
-
-
-_MACHINES = {
-    "arm64": _Machine("qemu-system-aarch64", "qemu-system-arm", "virt", "cortex-a76", "ttyAMA0"),  # Raspberry Pi 5's
-    "amd64": _Machine("qemu-system-x86_64", "qemu-system-x86", "q35", "max", "ttyS0"),
-}
-
-
 def check_machine(architecture: str) -> None:
     """Raises UsageError with every program that lacks here."""
-    if architecture not in _MACHINES:
-        raise UsageError(f"--architecture: expected one of {', '.join(_MACHINES)}, got {architecture!r}")
-    tools = {**_TOOLS, _MACHINES[architecture].program: _MACHINES[architecture].package}
+    if architecture not in EMULATORS:
+        raise UsageError(f"--architecture: expected one of {', '.join(EMULATORS)}, got {architecture!r}")
+    tools = {**_TOOLS, EMULATORS[architecture].program: EMULATORS[architecture].package}
     if missing := lacking(tools):
         raise UsageError(f"virtual machines need what is not on this machine: {', '.join(missing)}; install it")
 
@@ -60,7 +43,7 @@ def can_accelerate(architecture: str) -> bool:
 
 def command(lab: MachineLabSpec, host: MachineSpec, folder: MachineFolder) -> list[str]:
     """Start it in the folder `folder.path`: paths there are relative, so that a socket's is short."""
-    machine, image = _MACHINES[lab.architecture], lab.debian_image
+    machine, image = EMULATORS[lab.architecture], lab.debian_image
     disks = [folder.disk, folder.seed, *([folder.environment] if lab.environment else [])]
     drives = [
         word
@@ -82,7 +65,7 @@ def command(lab: MachineLabSpec, host: MachineSpec, folder: MachineFolder) -> li
         *("-accel", "kvm" if lab.accelerated else "tcg"),
         *("-smp", str(lab.cores), "-m", str(host.memory_bytes >> 20)),
         *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
-        *("-append", f"root=/dev/vda rw console={machine.console} panic=10 systemd.condition_needs_update=0"),
+        *("-append", machine.kernel_words),
         *drives,
         *("-netdev", f"user,id=net0,{forward}", "-device", f"virtio-net-pci,netdev=net0,id=nic0,mac={_mac(host)}"),
         *("-device", "virtio-rng-pci", "-rtc", f"base={CLOCK_START}"),
