@@ -7,6 +7,7 @@ somebody's own, whatever its files are called: none of them is overwritten or re
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from pathlib import Path
 
@@ -16,12 +17,22 @@ LAB_FILE = "lab.json"
 INVENTORY, SSH_CONFIG, KNOWN_HOSTS, KEY = "inventory.yaml", "ssh_config", "known_hosts", "id_ed25519"
 PROFILES, HOSTS = "profiles", "hosts"
 TIME_SERVER = "time_server.json"  # of virtual machines: which process it is
+_KEYS = {"made_of", "hosts"}  # of lab.json: every one has one of them
 _FILES = (INVENTORY, SSH_CONFIG, KNOWN_HOSTS, KEY, f"{KEY}.pub", TIME_SERVER)
 
 
 def has_lab(folder: Path) -> bool:
-    """Whether there is a lab, be it whole, half made or half removed."""
-    return (folder / LAB_FILE).is_file()
+    """Whether there is a lab, be it whole, half made or half removed.
+
+    What cannot be parsed was torn when its writer was killed; what can, and is none of ours, is somebody's own.
+    """
+    try:
+        record = json.loads((folder / LAB_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    except ValueError:
+        return True
+    return isinstance(record, dict) and not _KEYS.isdisjoint(record)
 
 
 def expect_free(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import LabError
-from testbed.lab.folder import HOSTS, LAB_FILE
+from testbed.lab.folder import HOSTS, LAB_FILE, has_lab
 from testbed.lab.link import LinkShape
 
 #: Every interface and cgroup of a lab has a name that starts so; the lab's own id follows.
@@ -72,9 +72,9 @@ class LabSpec:
     def load(cls, folder: Path) -> LabSpec:
         """Raises LabError when there is no lab in the folder."""
         try:
+            if not has_lab(folder):
+                raise LabError(f"there is no lab in {folder}; `testbed lab up` makes one")
             return cls._from_json(json.loads((folder / LAB_FILE).read_text(encoding="utf-8")))
-        except (FileNotFoundError, NotADirectoryError):
-            raise LabError(f"there is no lab in {folder}; `testbed lab up` makes one") from None
         except PermissionError:
             raise LabError(f"the lab in {folder} cannot be read: it belongs to another user") from None
         except (ValueError, KeyError, TypeError) as error:

@@ -1,7 +1,5 @@
 """A folder without the mark of a lab is somebody's own: nothing in it is overwritten or removed."""
 
-import json
-
 import pytest
 
 from testbed.cli import main
@@ -42,13 +40,19 @@ def untouched(folder):
     return all((folder / name).read_text() == "mine" for name in NAMES)
 
 
-def test_down_removes_nothing_where_there_never_was_a_lab(own, capsys):
+@pytest.mark.parametrize("text", [None, "[]", '{"benches": 3}'])
+def test_down_removes_nothing_where_there_never_was_a_lab(own, text, capsys):
+    if text is not None:  # not every lab.json is ours
+        (own / LAB_FILE).write_text(text)
+    with pytest.raises(LabError, match="there is no lab"):
+        open_lab(own)
     assert main(["lab", "down", "--folder", str(own)]) == 1
     assert f"there is no lab in {own}" in capsys.readouterr().err
     for kind in (namespaces, machines):
         with pytest.raises(LabError, match="there is no lab"):
             kind.take_down(own)
     assert untouched(own)
+    assert text is None or (own / LAB_FILE).read_text() == text
 
 
 @KINDS
@@ -117,10 +121,10 @@ def test_the_mark_is_the_last_that_goes(own, monkeypatch):
 def test_a_folder_is_claimed_once(tmp_path):
     folder = tmp_path / "new" / "lab"
     expect_free(folder)
-    claim(folder, json.dumps({}))
+    claim(folder, "first")
     with pytest.raises(LabError, match="another `testbed lab up`"):
         claim(folder, "")
-    assert (folder / LAB_FILE).read_text() == "{}"
+    assert (folder / LAB_FILE).read_text() == "first"
 
 
 def test_what_lives_is_ended_and_files_without_the_mark_stay(own, monkeypatch):

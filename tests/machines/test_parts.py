@@ -121,6 +121,7 @@ def test_a_labs_folder_is_found_again(spec, tmp_path):
     assert isinstance(found, MachineLab)
     assert found.spec == spec
     assert [host.state().state for host in found.hosts] == ["off", "off"]
+    assert "Memory: what QEMU takes of this machine's, not what the board uses" in found.how()
 
 
 def test_boards_are_made_from_rendered_files(spec, tmp_path):
