@@ -1,7 +1,8 @@
 """The command `testbed`: parses, calls one function, prints its noun.
 
 Exit codes: 0 all went well; 1 a device or a job failed, or a file is wrong; 2 the command was used wrongly;
-130 interrupted, 143 terminated.  Every other command than those here is a file of testbed/commands.
+130 interrupted; 143 terminated, after what was being made was tidied away.  Every other command than those here is a
+file of testbed/commands.
 """
 
 from __future__ import annotations
@@ -12,14 +13,10 @@ import itertools
 import json
 import os
 import pkgutil
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 FAILED = 1
 WRONG_USE = 2
 INTERRUPTED = 130
-TERMINATED = 143
 
 
 class LazyGroup(click.Group):
@@ -87,35 +83,6 @@ def inventory_command(inventory: Path | None, only: tuple[str, ...], as_json: bo
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; whatever a user can be told is one message on stderr and an exit code, never a traceback."""
-    with _terminated_as_interrupt() as terminated:
-        code = _code_of(args)
-    return TERMINATED if terminated and code == INTERRUPTED else code
-
-
-@contextmanager
-def _terminated_as_interrupt() -> Iterator[list[int]]:
-    """SIGTERM ends a command as Ctrl-C does: what it was making is tidied away.  Gives the signals that came.
-
-    `timeout` and batch systems may send it twice: the second one must not cut the tidying short.
-    """
-    came: list[int] = []
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-        if len(came) == 1:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # only that one is told of signals
-        yield came
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield came
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _code_of(args: Sequence[str] | None) -> int:
     try:
         code = testbed_command.main(args=args, prog_name="testbed", standalone_mode=False)
         sys.stdout.flush()

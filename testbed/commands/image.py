@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from testbed.commands._options import json_option
+from testbed.commands._sigterm import tidied_on_sigterm
 from testbed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def build(folder: Path, output: Path, base: Path | None, checksums: Path | None)
     from testbed.device_images.build import build as built
     from testbed.device_images.render import KNOWN_HOSTS
 
-    with _progress() as tell:
+    with tidied_on_sigterm(), _progress() as tell:
         lines = built(folder, output, base=base, checksums=checksums, tell=tell)
     for line in lines:
         click.echo(line)

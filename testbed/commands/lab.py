@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from testbed.commands._options import Command, json_option
+from testbed.commands._sigterm import tidied_on_sigterm
 from testbed.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def up(context: click.Context, /, folder: Path | None, *, vm: bool, **options: A
     names, why = (_OF_NAMESPACES, "is not for virtual machines (--vm)") if vm else (_OF_MACHINES, "needs --vm")
     _refuse_others(context, names, why)
     shape = _shape(**{name: options.pop(name) for name in ("bandwidth", "delay", "loss")})
-    lab = (_machines if vm else _namespaces)(folder or default_folder(), shape, **options)
+    with tidied_on_sigterm():
+        lab = (_machines if vm else _namespaces)(folder or default_folder(), shape, **options)
     _print(lab)
     click.echo(f"\ninventory: {lab.inventory}\nlog in:    ssh -F {lab.ssh_config} {lab.hosts[0].name}")
 
