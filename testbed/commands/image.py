@@ -179,7 +179,7 @@ def check(folder: Path, strict: bool, as_json: bool) -> int:
 
 @command.command("build")
 @click.argument("folder", metavar="DIR", type=_FILE)
-@click.option("-o", "--output", metavar="FILE", type=_FILE, required=True, help="The image that is made.")
+@click.option("-o", "--output", metavar="FILE", type=_FILE, required=True, help="The image that is made, a new file.")
 @_base_option
 @_checksums_option
 def build(folder: Path, output: Path, base: Path | None, checksums: Path | None) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from testbed.inventory import Device, HardwareProfile, ImageSettings
 
 DEFAULT_USER = "testbed"
+SSH_PORT = 22
 _HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _PUBLIC_KEY = re.compile(r"(ssh-|ecdsa-|sk-)\S+ [A-Za-z0-9+/]+=*( .*)?")
@@ -38,6 +39,7 @@ class Board:
     power_mode: str | None = None
     wifi_password: str | None = field(default=None, repr=False)
     known_as: tuple[str, ...] = ()  # names that ssh may know it by, for known_hosts
+    port: int = SSH_PORT  # at which ssh reaches the first of those names: another one where something forwards it
     device: str | None = None  # its name in the inventory; None: any board of the profile
     inventory: str | None = None  # the inventory's file, as it was given
 
@@ -54,6 +56,19 @@ class Board:
         """What is typed once it answers; what only the reader knows is in capitals."""
         inventory = "YOUR_INVENTORY" if self.inventory is None else shlex.quote(self.inventory)
         return f"testbed provision --inventory {inventory} --only {shlex.quote(self.device or 'ITS_NAME')}"
+
+    @property
+    def login(self) -> str:
+        """What ssh is given to log in there."""
+        where = f"{self.user}@{(self.known_as or (self.host_name,))[0]}"
+        return where if self.port == SSH_PORT else f"-p {self.port} {where}"
+
+    @property
+    def known_hosts(self) -> str:
+        """Its line of ssh's known_hosts, by every name that ssh may know it by."""
+        host, *others = self.known_as or (self.host_name,)
+        names = (host if self.port == SSH_PORT else f"[{host}]:{self.port}", *others)
+        return f"{','.join(names)} {self.host_key.public}\n"
 
     @property
     def time_sources(self) -> tuple[tuple[str, int | None], ...]:
@@ -131,6 +146,7 @@ def board_of(
         power_mode=device.power_mode,
         wifi_password=wifi_password,
         known_as=tuple(dict.fromkeys(name for name in (host, address) if name)),
+        port=(device.access.port if device.access is not None else None) or SSH_PORT,
         device=device.name,
         inventory=inventory,
     )

@@ -72,8 +72,7 @@ def render(board: Board) -> tuple[RenderedFile, ...]:
     if image.flash is not None:
         rendered += [replace(file, path=f"{ROOTFS_OVERLAY}{file.path}") for file in overlay]
     rendered.append(RenderedFile(HOST_KEY_FILE, board.host_key.private, secret=True))
-    names = ",".join(board.known_as or (board.host_name,))
-    rendered.append(RenderedFile(KNOWN_HOSTS, f"{names} {board.host_key.public}\n"))
+    rendered.append(RenderedFile(KNOWN_HOSTS, board.known_hosts))
     rendered.append(RenderedFile(MANIFEST, _manifest(board, image, rendered)))
     return tuple(sorted(rendered, key=lambda file: file.path))
 

@@ -190,6 +190,13 @@ def test_what_is_typed_at_last_has_the_names_of_the_inventory(image, lab):
     assert f"testbed provision --inventory {lab / 'lab.yaml'} --only Odd_1\n" in (lab / "card/README.txt").read_text()
 
 
+def test_a_board_behind_another_port_is_known_at_it(image, lab):
+    (lab / "lab.yaml").write_text(INVENTORY.replace("Odd_1: {", "Odd_1: {host: gate.lab, port: 2201, "))
+    assert image("render", "Odd_1", "-o", lab / "card")[0] == 0
+    assert (lab / "card/known_hosts").read_text().startswith("[gate.lab]:2201,192.0.2.17 ssh-ed25519 ")
+    assert "ssh -p 2201 ada@gate.lab\n" in (lab / "card/README.txt").read_text()
+
+
 def test_for_any_board_of_a_profile_it_is_said_that_an_inventory_comes_first(image, lab):
     words = ("raspberry_pi_4b_4gb", "-o", lab / "card", "--authorized-key", lab / "login.pub")
     assert image("render", *words)[0] == 0
