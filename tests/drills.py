@@ -17,7 +17,7 @@ from testbed.node import limits
 MIB = 1 << 20
 TRAINERS = Path(__file__).parent / "node" / "trainers"
 ROOT = Path(__file__).parent.parent
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 
 
 def device(name: str = "board", memory_bytes: int = 64 * MIB, cores: float | None = None) -> Device:

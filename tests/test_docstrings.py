@@ -134,6 +134,7 @@ def test_a_full_disk_leaves_no_partial_cache(small_corpus, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 def test_the_installed_packages_give_the_default_classes(tmp_path):
     texts = load_docstrings(tmp_path)
     train = Counter(text.package for text in texts if not text.held_out)

@@ -11,7 +11,7 @@ import pytest
 
 from testbed.package_data import PACKAGE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.beside]
 CLONE = PACKAGE.parent
 
 

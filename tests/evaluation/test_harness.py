@@ -89,6 +89,7 @@ def figures(suites, evaluate):
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 def test_the_harness_and_we_find_the_same(suites, figures):
     tasks = ("--suite", "own_choices,own_exact,own_texts", "--suites-folder", suites)
     theirs = figures(*tasks)
@@ -135,6 +136,7 @@ def test_a_limit_a_group_and_a_single_model_are_asked_for(suites, evaluate):
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 def test_what_a_suite_needs_and_has_not_is_said(suites, evaluate, monkeypatch):
     run = ("lora-language", "--no-base", "--suites-folder", suites)
     assert "did you mean own_choices" in evaluate(*run, "--suite", "own_choice", code=1)

@@ -215,6 +215,7 @@ def random_draws(count):
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 def test_the_largest_choice_that_fits_is_chosen():
     """200 draws: what was chosen fits; every larger choice, those that come before it, would not."""
     seen = {"planned": 0, "refused": 0}
@@ -247,6 +248,7 @@ def test_a_damaged_baseline_cache_is_measured_again_and_then_kept(tmp_path, monk
 
 @pytest.mark.cgroup
 @pytest.mark.slow
+@pytest.mark.beside
 def test_nothing_chosen_runs_out_of_memory_under_its_real_cap(tmp_path):
     """A handful of draws: the choice that just fits survives a cap of exactly its prediction, in a real trainer."""
     try:
