@@ -17,13 +17,14 @@ INSTALL_LOCKED := $(PIP) install -qq --no-deps --require-hashes
 # The variable silences what its makers say about other programs of theirs.
 BUILD_DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Tests that measure or disturb real processes run one after the other; all others side by side.  A virtual machine boots
-# meanwhile: it needs a processor for minutes, and nothing that is measured of it is a time.
-DELICATE := slow or cgroup or sshd or lab or jtop
-VM_LOG := $(VENV)/vm-tests.log
+# Tests that measure or disturb real processes run one after the other, in two rows: what reaches other hosts, and what is
+# done on this one, a virtual machine among it.  All others run side by side before.
+REMOTE := sshd or lab
+LOCAL := slow or cgroup or jtop
+LOCAL_LOG := $(VENV)/local-tests.log
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs lock schema clean
+.PHONY: help demo test check check-remote check-local docs lock schema clean
 
 help:
 	@sed -n 's/^# make /  make /p' Makefile
@@ -42,10 +43,14 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BUILD_DOCS)
-	$(BIN)/python -m pytest -m "beside or not ($(DELICATE) or vm)" -n auto
-	@$(BIN)/python -m pytest -m vm >$(VM_LOG) 2>&1 & machines=$$!; \
-	$(BIN)/python -m pytest -m "($(DELICATE)) and not (beside or vm)"; others=$$?; \
-	wait $$machines; machines=$$?; cat $(VM_LOG); exit $$((others + machines))
+	$(BIN)/python -m pytest -m "beside or not ($(REMOTE) or $(LOCAL) or vm)" -n auto
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going check-remote check-local; code=$$?; cat $(LOCAL_LOG); exit $$code
+
+check-remote:
+	$(BIN)/python -m pytest -m "($(REMOTE)) and not (beside or vm)"
+
+check-local:
+	$(BIN)/python -m pytest -m "vm or ($(LOCAL)) and not (beside or $(REMOTE))" >$(LOCAL_LOG) 2>&1
 
 $(VENV)/.python: Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -64,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("long") and not item.config.getoption("--long"):
-        pytest.skip("takes up to an hour: --long runs it")
+        pytest.skip("takes minutes to an hour: --long runs it")
     for marker, (why_not, ability) in NEEDS.items():
         if item.get_closest_marker(marker) is None or (reason := why_not()) is None:
             continue

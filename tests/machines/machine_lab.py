@@ -29,7 +29,7 @@ def why_no_vm() -> str | None:
     return None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MachineLab]:
     """One board without Python packages, as `testbed lab up --vm` leaves it."""
     folder: Path = tmp_path_factory.mktemp("machines") / "lab"
