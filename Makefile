@@ -17,14 +17,13 @@ INSTALL_LOCKED := $(PIP) install -qq --no-deps --require-hashes
 # The variable silences what its makers say about other programs of theirs.
 BUILD_DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Tests that measure or disturb real processes run one after the other, in two rows: what reaches other hosts, and what is
-# done on this one, a virtual machine among it.  All others run side by side before.
-REMOTE := sshd or lab
-LOCAL := slow or cgroup or jtop
+# Tests that measure or disturb real processes run one after the other, in two rows: those on hosts of a virtual lab, and
+# those on this machine, a virtual one among them.  All others run side by side before.
+LOCAL := slow or cgroup or jtop or sshd
 LOCAL_LOG := $(VENV)/local-tests.log
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-remote check-local docs lock schema clean
+.PHONY: help demo test check check-lab check-local docs lock schema clean
 
 help:
 	@sed -n 's/^# make /  make /p' Makefile
@@ -43,14 +42,14 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BUILD_DOCS)
-	$(BIN)/python -m pytest -m "beside or not ($(REMOTE) or $(LOCAL) or vm)" -n auto
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going check-remote check-local; code=$$?; cat $(LOCAL_LOG); exit $$code
+	$(BIN)/python -m pytest -m "beside or not (lab or $(LOCAL) or vm)" -n auto
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going check-lab check-local; code=$$?; cat $(LOCAL_LOG); exit $$code
 
-check-remote:
-	$(BIN)/python -m pytest -m "($(REMOTE)) and not (beside or vm)"
+check-lab:
+	$(BIN)/python -m pytest -m "lab and not (beside or vm)"
 
 check-local:
-	$(BIN)/python -m pytest -m "vm or ($(LOCAL)) and not (beside or $(REMOTE))" >$(LOCAL_LOG) 2>&1
+	$(BIN)/python -m pytest -m "vm or ($(LOCAL)) and not (beside or lab)" >$(LOCAL_LOG) 2>&1
 
 $(VENV)/.python: Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
