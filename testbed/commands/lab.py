@@ -89,11 +89,11 @@ def _refuse_others(context: click.Context, names: tuple[str, ...], why: str) -> 
             raise UsageError(f"{parameter.opts[0]} {why}")
 
 
-def _memory(text: str | None) -> int | None:
+def _memory(text: str) -> int:
     from testbed.byte_text import parse_bytes
 
     try:
-        return None if text is None else parse_bytes(text)
+        return parse_bytes(text)
     except ConfigError as error:
         raise UsageError(f"--memory: {error}") from None
 
@@ -106,7 +106,7 @@ def _machines(
 
     wish = MachineWish(
         devices=devices or 1,
-        memory_bytes=_memory(memory) or DEFAULT_MEMORY_BYTES,
+        memory_bytes=DEFAULT_MEMORY_BYTES if memory is None else _memory(memory),
         architecture=architecture or DEFAULT_ARCHITECTURE,
         environment=not no_environment,
         shape=shape,
@@ -130,7 +130,7 @@ def _namespaces(
     wish = LabWish(
         devices=devices,
         personas=personas,
-        memory_bytes=_memory(memory),
+        memory_bytes=None if memory is None else _memory(memory),
         shape=shape,
         subnet=subnet,
         boot_delay_seconds=parse_delay(boot_delay),
@@ -147,7 +147,8 @@ def down(folder: Path | None) -> None:
 
     folder = folder or default_folder()
     take_down(folder)
-    click.echo(f"The lab in {folder} is gone{'; what else is in the folder stays' * folder.exists()}.")
+    left = "; what else is in the folder stays" if folder.exists() else ""
+    click.echo(f"The lab in {folder} is gone{left}.")
 
 
 @command.command("status")

@@ -215,6 +215,7 @@ def test_a_lab_that_cannot_be_read_is_taken_down_all_the_same(tmp_path):
         (("--architecture", "amd64"), "--architecture needs --vm"),
         (("--no-environment",), "--no-environment needs --vm"),
         (("--vm", "--memory", "64 MiB"), "--memory: expected at least 512 MiB for a virtual machine"),
+        (("--vm", "--memory", "0 B"), "--memory: expected at least 512 MiB for a virtual machine, got 0 B"),
         (("--vm", "--memory", "3"), '--memory: expected bytes such as "4 GiB", got "3"'),
         (("--vm", "--devices", "3", "--memory", "900 GiB"), r"would have 2\.6 TiB together, and this machine has"),
     ],
